@@ -1,0 +1,90 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Plain `make` lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+LOCK := requirements.lock
+# Cores for the workflow, e.g. `make demo CORES=4`.
+CORES ?= all
+# The interpreter that makes the environment: the first that is new enough and not newer than the locked wheels.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+# The stamp is named after what it was installed from: a new lock means a new stamp, a fresh checkout of the same
+# lock does not, and an install that is cut short leaves none.
+STAMP := $(VENV)/.installed-$(shell { echo uv $(UV_VERSION); cat $(LOCK); } | cksum | cut -d ' ' -f 1)
+PIP_SYNC := $(UV) pip sync --quiet --python $(BIN)/python --compile-bytecode
+
+# uv, pip and Snakemake keep caches in the home folder; where none can be written, they go here.
+ifneq ($(shell test -w "$$HOME" && echo writable),writable)
+export XDG_CACHE_HOME ?= $(CURDIR)/.cache
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint format lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+env: $(STAMP) ## Set up .venv with the locked versions (every other target does this first)
+
+demo: env ## Draw the demo photos and run the workflow to results/submission.csv and results/report.html
+	$(BIN)/snakemake --cores $(CORES) results/submission.csv results/report.html
+
+test: env ## Run the tests; PYTEST_ARGS="-k name" passes options on
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: env ## Check style, formatting, rules and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+	$(BIN)/mypy fieldmark workflow/scripts $(wildcard benchmarks/*.py)
+
+format: env ## Rewrite Python and rule files in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+lock: env ## Pin every dependency anew after an edit of requirements*.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --overrides overrides.txt --no-emit-index-url \
+		--annotation-style line --custom-compile-command "make lock" --output-file $(LOCK) \
+		requirements.txt requirements-dev.txt
+
+clean: env ## Delete what the workflow made with config.yaml, file by file; other files in results/ stay
+	$(BIN)/snakemake --cores 1 --delete-all-output results/submission.csv results/report.html
+
+# pillow-simd is compiled on the spot. The probe builds only where that can work (x86-64, and the headers of Python,
+# libjpeg and zlib); run, it tells whether the processor has AVX2.
+define SIMD_PROBE
+#include <Python.h>
+#include <stdio.h>
+#include <jpeglib.h>
+#include <nmmintrin.h>
+#include <zlib.h>
+int main(void) { return !__builtin_cpu_supports("avx2"); }
+endef
+export SIMD_PROBE
+
+$(STAMP): PROBE_INCLUDE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+$(STAMP):
+	@test -n "$(PYTHON)" || { echo "fieldmark needs Python 3.11 to 3.14 with its venv module (Debian: python3-venv)." \
+		"None was found: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@if printf '%s\n' "$$SIMD_PROBE" \
+		| $(CC) -msse4 -I"$(PROBE_INCLUDE)" -x c - -ljpeg -lz -o $(VENV)/simd-probe 2>$(VENV)/simd-probe.log; then \
+		if $(VENV)/simd-probe; then flags="-mavx2"; else flags="-msse4"; fi; \
+		echo "Installing $(LOCK); pillow-simd is compiled with $$flags"; \
+		CC="$(CC) $$flags" $(PIP_SYNC) --refresh-package pillow-simd $(LOCK); \
+	else \
+		echo "WARNING: pillow-simd cannot be compiled here (why: $(VENV)/simd-probe.log), so the slower stock Pillow" \
+			"of the same version is installed. Debian: apt-get install libjpeg-dev zlib1g-dev python3-dev; then" \
+			"rm -r $(VENV) and make env." >&2; \
+		sed 's/^pillow-simd==\([0-9.]*\)\.post[0-9]*/pillow==\1/' $(LOCK) >$(VENV)/stock-pillow.txt; \
+		$(PIP_SYNC) $(VENV)/stock-pillow.txt; \
+	fi
+	@rm -f $(VENV)/.installed-*
+	@touch $@
