@@ -1,0 +1,1 @@
+"""Fieldmark: a few labeled photos and many unlabeled ones into a fine-grained image classifier."""

@@ -1,0 +1,81 @@
+"""What every workflow script does before its heavy imports: send its output to the rule's log.
+
+Only the standard library is imported here, so that even a failing ``import torch`` ends up in the log.
+"""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+log = logging.getLogger("fieldmark")
+
+
+def start(snakemake: Any) -> None:
+    """Send standard output and error of this process to the rule's log, and errors to the terminal as well.
+
+    The redirection is at the level of file descriptors, so messages of C libraries are caught too.
+
+    Args:
+        snakemake: the object that Snakemake puts into a script's namespace.
+    """
+    target = Path(snakemake.log[0])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log_file = target.open("w", buffering=1)
+    os.dup2(log_file.fileno(), 1)
+    os.dup2(log_file.fileno(), 2)
+
+    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.__excepthook__(kind, error, trace)
+        print(f"{snakemake.rule}: {kind.__name__}: {error} (log: {target})", file=terminal)
+
+    sys.excepthook = report
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+
+class Progress:
+    """Lines such as ``train: 120/400 (30 %), 85 photos/s, 0:01:10 left`` in the log, at most one every few seconds.
+
+    A moving bar is unreadable in a log file that several jobs write side by side; ``tail -f`` shows these lines.
+    """
+
+    def __init__(self, name: str, total: int, unit: str = "photos", seconds: float = 5.0) -> None:
+        """Start counting towards ``total`` units, with at least ``seconds`` between two lines."""
+        self.name, self.total, self.unit, self.seconds = name, total, unit, seconds
+        self.done = 0
+        self._first_done = 0
+        self._started = self._last = time.monotonic()
+
+    def skip(self, amount: int) -> None:
+        """Count ``amount`` units that an earlier try has done; they do not enter the speed."""
+        self.done += amount
+        self._first_done += amount
+
+    def add(self, amount: int, note: str = "") -> None:
+        """Count ``amount`` further units and log a line when it is time, or when all is done."""
+        self.done += amount
+        now = time.monotonic()
+        if now - self._last < self.seconds and self.done < self.total:
+            return
+        self._last = now
+        speed = (self.done - self._first_done) / max(now - self._started, 1e-9)
+        left = max(self.total - self.done, 0) / max(speed, 1e-9)
+        clock = time.strftime("%H:%M:%S", time.gmtime(left))
+        share = 100 * self.done // max(self.total, 1)
+        log.info(
+            "%s: %d/%d (%d %%), %.0f %s/s, %s left %s",
+            self.name,
+            self.done,
+            self.total,
+            share,
+            speed,
+            self.unit,
+            clock,
+            note,
+        )
