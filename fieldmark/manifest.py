@@ -1,0 +1,188 @@
+"""The manifest: every usable photo of every split, checked by decoding it, with its size, hashes and labels."""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import imagehash
+import numpy as np
+import polars as pl
+
+from fieldmark.artifacts import read_table
+from fieldmark.images import PhotoError, decode_resized, read_bytes
+from fieldmark.readers.candidates import check_labeled
+from fieldmark.readers.listing import DataError
+from fieldmark.stage import Progress
+
+logger = logging.getLogger(__name__)
+
+Leaks = Literal["report", "drop"]
+_HASH_SIDE = 64  # twice the side that the perceptual hash shrinks photos to
+_BLOCK = 4096  # photos given to the threads at once: a future for each of millions would fill the memory
+_NO_BOX = pl.lit(None, dtype=pl.Float64)
+
+
+class Inspection(NamedTuple):
+    """What decoding tells about a photo: upright size in pixels, hash of its bytes, 64-bit perceptual hash."""
+
+    width: int
+    height: int
+    sha256: str
+    phash: int
+
+
+class Manifest(NamedTuple):
+    """The usable photos (a "manifest" table) and the others (a "rejected" table)."""
+
+    photos: pl.DataFrame
+    rejected: pl.DataFrame
+
+
+def inspect_photo(path: str | Path, root: str | Path) -> Inspection:
+    """Decode a photo to its last byte and measure it.
+
+    The perceptual hash is pHash (Zauner 2010) of the upright photo, so a rotated copy with the matching EXIF
+    orientation has the same one.
+
+    Args:
+        path: the photo.
+        root: the data folder, which no link in the path may leave.
+
+    Raises:
+        PhotoError: if it cannot be used.
+    """
+    real, home = os.path.realpath(path), os.path.realpath(root)
+    if os.path.commonpath([real, home]) != home:
+        raise PhotoError(path, "a link that leaves the data folder")
+    data = read_bytes(path)
+    image, (width, height) = decode_resized(path, data, _HASH_SIDE, max_aspect=4.0)
+    bits = np.packbits(imagehash.phash(image).hash.flatten()).tobytes()
+    return Inspection(width, height, hashlib.sha256(data).hexdigest(), int.from_bytes(bits, "big"))
+
+
+def build_manifest(
+    candidates: pl.DataFrame,
+    classes: pl.DataFrame,
+    refused: pl.DataFrame,
+    root: Path,
+    max_rejected_share: float,
+    leaks: Leaks,
+    workers: int,
+) -> Manifest:
+    """Open every candidate and keep those that can be used.
+
+    Args:
+        candidates: from :func:`fieldmark.readers.candidates.to_candidates`.
+        classes: columns class_id and name.
+        refused: columns path and reason, of files that the reader refused; they count as rejected.
+        root: the data folder.
+        max_rejected_share: above this share of unusable photos the data set as a whole is taken for broken.
+        leaks: what to do with labeled and unlabeled photos whose bytes are also in val or test: ``report`` logs
+            their number, ``drop`` rejects them. Near duplicates (equal perceptual hashes, other bytes) are only
+            reported, since plain photos share hashes by chance.
+        workers: decoding threads.
+
+    Raises:
+        DataError: if more than ``max_rejected_share`` are unusable, or a class has no usable labeled photo left.
+    """
+    checked, broken = _inspect_all(candidates, root, workers)
+    rejected = pl.concat([refused, broken])
+    _check_share(rejected, candidates.height + refused.height, max_rejected_share)
+    photos = _fit_boxes(checked)
+    leaked = _find_leaks(photos)
+    if leaks == "drop" and not leaked.is_empty():
+        photos = photos.join(leaked, on="image_id", how="anti")
+        rejected = pl.concat([rejected, leaked.select("path", "reason")])
+    check_labeled(photos, classes, str(root))
+    return Manifest(photos.sort("image_id"), rejected.sort("path", "reason"))
+
+
+def _inspect_all(candidates: pl.DataFrame, root: Path, workers: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def outcome(path: str) -> Inspection | PhotoError:
+        try:
+            return inspect_photo(path, root)
+        except PhotoError as error:
+            return error
+
+    outcomes: list[Inspection | PhotoError] = []
+    paths = candidates["path"].to_list()
+    progress = Progress("check photos", len(paths))
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(paths), _BLOCK):
+            for result in pool.map(outcome, paths[start : start + _BLOCK]):
+                outcomes.append(result)
+                progress.add(1)
+    usable = [isinstance(result, Inspection) for result in outcomes]
+    measured = pl.DataFrame(
+        [result for result in outcomes if isinstance(result, Inspection)],
+        schema={"width": pl.Int32, "height": pl.Int32, "sha256": pl.String, "phash": pl.UInt64},
+        orient="row",
+    )
+    broken = pl.DataFrame(
+        [(result.path, result.reason) for result in outcomes if isinstance(result, PhotoError)],
+        schema={"path": pl.String, "reason": pl.String},
+        orient="row",
+    )
+    return pl.concat([candidates.filter(pl.Series(usable, dtype=pl.Boolean)), measured], how="horizontal"), broken
+
+
+def _check_share(rejected: pl.DataFrame, total: int, max_rejected_share: float) -> None:
+    if rejected.is_empty():
+        return
+    counts = Counter(rejected["reason"].to_list())
+    summary = "; ".join(f"{count} × {reason}" for reason, count in counts.most_common(10))
+    message = f"{rejected.height} of {total} photos cannot be used: {summary}; the first is {rejected['path'][0]!r}"
+    if rejected.height > max_rejected_share * total:
+        raise DataError(f"{message}. That is more than data.max_rejected_share, {max_rejected_share}; mend or raise it")
+    logger.warning("%s", message)
+
+
+def _fit_boxes(photos: pl.DataFrame) -> pl.DataFrame:
+    """Cut boxes to their photo; one that lies outside it altogether is nulled."""
+    left, right = (pl.col("box_x") + side for side in (0, pl.col("box_w")))
+    top, bottom = (pl.col("box_y") + side for side in (0, pl.col("box_h")))
+    left, right = (edge.clip(0, pl.col("width")) for edge in (left, right))
+    top, bottom = (edge.clip(0, pl.col("height")) for edge in (top, bottom))
+    inside = (right > left) & (bottom > top)
+    cut = {"box_x": left, "box_y": top, "box_w": right - left, "box_h": bottom - top}
+    fitted = photos.with_columns(
+        pl.when(inside).then(value).otherwise(_NO_BOX).alias(name) for name, value in cut.items()
+    )
+    lost = fitted["box_x"].null_count() - photos["box_x"].null_count()
+    if lost:
+        logger.warning("%d boxes lie outside their photo and are not used", lost)
+    return fitted
+
+
+def _find_leaks(photos: pl.DataFrame) -> pl.DataFrame:
+    """Training photos that are also in val or test, byte for byte: columns image_id, path and reason."""
+    training = photos.filter(pl.col("split").is_in(["labeled", "unlabeled"]))
+    held_out = photos.filter(pl.col("split").is_in(["val", "test"])).sort("image_id")
+    twins = held_out.group_by("sha256", maintain_order=True).first().select("sha256", twin="path", twin_split="split")
+    exact = training.join(twins, on="sha256").sort("image_id")
+    near = training.join(held_out, on="phash", how="semi").join(exact, on="image_id", how="anti").sort("image_id")
+    for name, found in (("the same bytes as", exact), ("the same perceptual hash as", near)):
+        if not found.is_empty():
+            examples = ", ".join(found["path"].head(5))
+            logger.warning("%d training photos have %s one in val or test: %s", found.height, name, examples)
+    return exact.select(
+        "image_id", "path", pl.format("the same bytes as {} in {}", "twin", "twin_split").alias("reason")
+    )
+
+
+def read_manifest(path: str | Path) -> pl.DataFrame:
+    """The manifest, ordered by image_id.
+
+    Raises:
+        fieldmark.artifacts.ArtifactError: if it is missing or damaged.
+    """
+    return read_table("manifest", path)
+
+
+def shard_of(image_id: str, shards: int) -> int:
+    """The shard, 0 … shards-1, of a photo: by a hash of its id, so that no other photo has a say in it."""
+    return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") % shards

@@ -1,0 +1,96 @@
+"""A table of photos, CSV or Parquet, one row each."""
+
+import logging
+from pathlib import Path
+
+import polars as pl
+
+from fieldmark.artifacts import SPLITS, TAXA
+from fieldmark.readers.listing import CLASS_COLUMNS, PHOTO_COLUMNS, DataError, Listing, make_listing
+
+logger = logging.getLogger(__name__)
+
+_NAMES = {"file": "path"} | {name: name for name in PHOTO_COLUMNS if name != "file"}
+
+
+def read_table_source(root: Path, annotations: str, with_splits: bool = True) -> Listing:
+    """List the photos of ``root / annotations``: columns path, split, label, and any others of the manifest.
+
+    Args:
+        root: the folder that holds the table and that its paths start from.
+        annotations: the table, ``.csv`` (UTF-8, comma, header) or ``.parquet``.
+        with_splits: whether the split column is required; an open-set split makes its own.
+
+    Raises:
+        DataError: if the table cannot be read, lacks a column, or a row has no path or an unknown split.
+    """
+    source = root / annotations
+    table = _load(source)
+    required = ["path", "split", "label"] if with_splits else ["path", "label"]
+    missing = [name for name in required if name not in table.columns]
+    if missing:
+        raise DataError(f"{source}: expected the columns {', '.join(required)}; missing: {', '.join(missing)}")
+    ignored = [name for name in table.columns if name not in _NAMES.values()]
+    if ignored:
+        logger.warning("%s: columns of no known meaning are not used: %s", source, ", ".join(ignored))
+    photos = table.select(
+        _cleaned(theirs if theirs in table.columns else None, ours, dtype)
+        for (ours, theirs), dtype in zip(_NAMES.items(), PHOTO_COLUMNS.values(), strict=True)
+    )
+    _check_rows(photos, source, with_splits)
+    classes = _classes(photos if not with_splits else photos.filter(pl.col("split") == "labeled"), source)
+    return Listing(root, photos, classes, make_listing(root, [], [], []).refused)
+
+
+def _load(source: Path) -> pl.DataFrame:
+    if source.suffix.lower() not in (".csv", ".parquet"):
+        raise DataError(f"data.annotations: expected a .csv or .parquet file, found {source.name!r}")
+    try:
+        if source.suffix.lower() == ".parquet":
+            return pl.read_parquet(source)
+        # As text throughout: a label such as 007 stays what it is.
+        return pl.read_csv(source, infer_schema=False, null_values=[""])
+    except OSError as error:
+        raise DataError(f"{source}: cannot read this table ({error}); check data.root") from error
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{source}: expected a table in UTF-8 with a header, found: {error}") from error
+
+
+def _cleaned(theirs: str | None, ours: str, dtype: type[pl.DataType]) -> pl.Expr:
+    if theirs is None:
+        return pl.lit(None, dtype=dtype).alias(ours)
+    column = pl.col(theirs).cast(pl.String).str.strip_chars()
+    filled = pl.when(column != "").then(column)
+    if dtype is pl.String:
+        return filled.alias(ours)
+    # What is not a number becomes NaN, so that it is counted when it is nulled.
+    return pl.when(filled.is_not_null()).then(filled.cast(dtype, strict=False).fill_null(float("nan"))).alias(ours)
+
+
+def _check_rows(photos: pl.DataFrame, source: Path, with_splits: bool) -> None:
+    rows = photos.with_row_index("row", offset=1)
+    without_path = rows.filter(pl.col("file").is_null())
+    if not without_path.is_empty():
+        raise DataError(f"{source}: row {without_path['row'][0]} has no path")
+    strange = rows.filter(~pl.col("split").is_in(SPLITS).fill_null(False))
+    if with_splits and not strange.is_empty():
+        raise DataError(
+            f"{source}: row {strange['row'][0]}: expected split to be one of {', '.join(SPLITS)}, "
+            f"found {strange['split'][0]!r}"
+        )
+
+
+def _classes(photos: pl.DataFrame, source: Path) -> pl.DataFrame:
+    """One class per label; a taxon column that differs within a class is an error of the table."""
+    grouped = photos.filter(pl.col("label").is_not_null()).group_by("label")
+    varying = grouped.agg(pl.col(taxon).drop_nulls().n_unique() for taxon in TAXA)
+    for taxon in TAXA:
+        wrong = varying.filter(pl.col(taxon) > 1).sort("label")
+        if not wrong.is_empty():
+            raise DataError(f"{source}: photos of class {wrong['label'][0]!r} have more than one {taxon}")
+    classes = grouped.agg(pl.col(taxon).drop_nulls().first() for taxon in TAXA).rename({"label": "name"})
+    if classes["name"].str.contains(r"^[0-9]{1,18}$").all():
+        classes = classes.sort(pl.col("name").cast(pl.Int64), "name")
+    else:
+        classes = classes.sort("name")
+    return classes.select(*CLASS_COLUMNS)

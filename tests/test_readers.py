@@ -1,0 +1,538 @@
+import datetime
+import json
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fieldmark.artifacts import SPLITS
+from fieldmark.readers import read_listing
+from fieldmark.readers.candidates import to_candidates
+from fieldmark.readers.coco import read_coco
+from fieldmark.readers.files import list_photos, load_json
+from fieldmark.readers.folder import read_class_folders, read_folder
+from fieldmark.readers.listing import DataError, Listing, make_listing, number
+from fieldmark.readers.places import clean_places, normalise_date
+from fieldmark.readers.semi_inat import read_semi_inat
+from fieldmark.readers.table import read_table_source
+from fieldmark.readers.torchvision_set import read_torchvision
+
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"\xff\xd8\xff")
+
+
+def rows(frame: pl.DataFrame) -> dict[str, dict]:
+    return {row["image_id"]: row for row in frame.to_dicts()}
+
+
+# Semi-iNat
+
+
+@pytest.fixture
+def semi_inat(tmp_path: Path) -> Path:
+    touch(tmp_path, "l_train/0/a.jpg", "l_train/1/a.jpg", "l_train/10/b.jpg", "val/0/v.jpg", "val/10/v.JPG")
+    touch(tmp_path, "u_train/u_train_0/x.jpg", "u_train/u_train_1/y.jpg", "u_train/z.jpg", "test/t.jpg")
+    (tmp_path / "l_train/anno_l_train.json").write_text("{}")
+    taxa = {"kingdom": "Animalia", "class": "", "family": "F"}
+    classes = [{"class_id": number, "phylum": f"P{number}", **taxa} for number in (10, 0, 1)]
+    unlabeled = [
+        {"image_name": "u_train_0/x.jpg", "kingdom": "Animalia", "phylum": "P0"},
+        {"image_name": "y.jpg", "kingdom": "Animalia", "phylum": "P1"},
+        {"image_name": "u_train/z.jpg", "kingdom": "Animalia", "phylum": "P9"},
+        {"image_name": "gone.jpg", "kingdom": "Animalia", "phylum": "P9"},
+    ]
+    document = {"info": {}, "annotations": classes, "unlabeled_taxa": unlabeled}
+    (tmp_path / "annotation_v2.json").write_text("\ufeff" + json.dumps(document), encoding="utf-8")
+    return tmp_path
+
+
+def test_semi_inat(semi_inat: Path) -> None:
+    candidates, classes = to_candidates(read_semi_inat(semi_inat), ["phylum"])
+    assert classes["name"].to_list() == ["0", "1", "10"] and classes["class_id"].to_list() == [0, 1, 2]
+    assert classes["family"].to_list() == ["F"] * 3 and classes["class"].null_count() == 3
+    found = rows(candidates)
+    assert candidates["split"].value_counts().sort("split").rows() == [
+        ("labeled", 3),
+        ("test", 1),
+        ("unlabeled", 4),
+        ("val", 2),
+    ]
+    assert found["l_train/10/b"]["class_id"] == 2 and found["l_train/10/b"]["phylum"] == "P10"
+    assert found["l_train/10/b"]["family"] is None, "only coarse taxa may be known"
+    assert found["val/10/v"]["class_id"] == 2 and found["val/10/v"]["phylum"] is None
+    assert found["u_train/u_train_0/x"]["phylum"] == "P0" and found["u_train/u_train_1/y"]["phylum"] == "P1"
+    assert found["u_train/z"]["phylum"] == "P9" and found["u_train/z"]["kingdom"] is None
+    assert found["u_train/gone"]["path"] == f"{semi_inat}/u_train/gone.jpg", "named but absent: to be rejected later"
+    assert found["test/t"]["class_id"] is None and found["test/t"]["phylum"] is None
+
+
+def edit_json(path: Path, change) -> None:  # type: ignore[no-untyped-def]
+    document = json.loads(path.read_text("utf-8-sig"))
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("annotations"), "annotations: expected a JSON array"),
+        (lambda d: d["annotations"].append({"class_id": 0}), "class_id 0 occurs twice"),
+        (lambda d: d["annotations"].append({"class_id": None}), r"annotations\[3\]: expected 'class_id'"),
+        (lambda d: d["annotations"].append({"class_id": "../x"}), "whole number"),
+        (lambda d: d["annotations"].append({"class_id": 7}), "no usable labeled photo: '7'"),
+        (lambda d: d["annotations"].pop(0), "class '10' is not among the annotations"),
+        (lambda d: d["unlabeled_taxa"].append({"image_name": "y.jpg"}), "'y.jpg' occurs twice"),
+        (lambda d: d["unlabeled_taxa"].append({"image_name": "../../y.jpg"}), "inside data.root"),
+    ],
+)
+def test_semi_inat_faults(semi_inat: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    edit_json(semi_inat / "annotation_v2.json", change)
+    with pytest.raises(DataError, match=message):
+        to_candidates(read_semi_inat(semi_inat), [])
+
+
+def test_ambiguous_unlabeled_name(semi_inat: Path) -> None:
+    touch(semi_inat, "u_train/u_train_0/y.jpg")
+    with pytest.raises(DataError, match=r"several photos are called 'y\.jpg'"):
+        read_semi_inat(semi_inat)
+
+
+# COCO
+
+
+def coco(**splits: dict) -> dict[str, dict]:
+    categories = [
+        {"id": 7, "name": "b", "family": "F7", "order": "O"},
+        {"id": 3, "name": "a", "family": "F3", "order": "O"},
+    ]
+    place = {"latitude": 0.0, "longitude": 190.5, "location_uncertainty": -1, "date": "2021-06-03 10:00:00+00:00"}
+    documents = {
+        "labeled": {
+            "images": [{"id": 1, "file_name": "x/1.jpg", **place}, {"id": "2", "file_name": "x/2.jpg"}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]},
+                {"id": 2, "image_id": 1, "category_id": 3, "bbox": [5, 6, 30, 40]},
+                {"id": 3, "image_id": "2", "category_id": 7},
+            ],
+            "categories": categories,
+        },
+        "unlabeled": {
+            "images": [{"id": 5, "file_name": "u/5.jpg", "family": "F3", "order": "O"}],
+            "annotations": [{"id": 1, "image_id": 5, "category_id": -1}],
+        },
+        "val": {
+            "images": [{"id": 8, "file_name": "v/8.jpg"}],
+            "annotations": [{"id": 1, "image_id": 8, "category_id": 7}],
+        },
+        "test": {"images": [{"id": 9, "file_name": "t/9.jpg", "latitude": float("nan"), "longitude": 10**400}]},
+    }
+    return {**documents, **splits}
+
+
+def write_coco(root: Path, documents: dict[str, dict]) -> dict[str, str]:
+    for split, document in documents.items():
+        (root / f"{split}.json").write_text(json.dumps(document))
+    return {split: f"{split}.json" for split in documents}
+
+
+def test_coco(tmp_path: Path) -> None:
+    write_coco(tmp_path, coco())
+    candidates, classes = to_candidates(read_listing("demo", tmp_path, tmp_path), ["family"])
+    assert classes["name"].to_list() == ["3", "7"] and classes["order"].to_list() == ["O", "O"]
+    found = rows(candidates)
+    first = found["x/1"]
+    assert (first["latitude"], first["longitude"], first["location_uncertainty"]) == (0.0, -169.5, None)
+    assert first["date"] == "2021-06-03T10:00:00+00:00" and first["family"] == "F3" and first["order"] is None
+    assert [first[f"box_{side}"] for side in "xywh"] == [5, 6, 30, 40], "of two boxes the larger"
+    assert found["u/5"]["class_id"] is None and found["u/5"]["family"] == "F3" and found["u/5"]["order"] is None
+    assert found["v/8"]["class_id"] == 1 and found["v/8"]["family"] is None
+    assert found["t/9"]["latitude"] is None and found["t/9"]["longitude"] is None
+
+
+def test_coco_locations_and_folders(tmp_path: Path) -> None:
+    names = write_coco(tmp_path, coco())
+    places = [{"id": 1, "lat": -3.5, "lon": 20, "loc_uncert": 12, "date": "2017-08-09", "user_id": 4}, {"id": 99}]
+    (tmp_path / "places.json").write_text(json.dumps(places))
+    listing = read_coco(tmp_path, names, locations={"labeled": "places.json"}, folders={"labeled": "photos"})
+    first = rows(to_candidates(listing, [])[0])["photos/x/1"]
+    assert (first["latitude"], first["longitude"], first["location_uncertainty"]) == (-3.5, 20.0, 12.0)
+    assert first["date"] == "2017-08-09"
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "message"),
+    [
+        ("labeled", lambda d: d["images"].append(d["images"][0]), "id '1' occurs twice"),
+        ("labeled", lambda d: d["images"].append({"id": 4, "file_name": "x/1.png"}), "has no label|occurs twice"),
+        ("labeled", lambda d: d["annotations"][0].update(image_id=77), "'77' is not among the images"),
+        ("labeled", lambda d: d["annotations"][0].update(category_id=7), "both category"),
+        ("labeled", lambda d: d["annotations"][0].update(bbox=[1, 2]), "expected bbox"),
+        ("labeled", lambda d: d["annotations"].pop(), "has no label"),
+        ("labeled", lambda d: d["annotations"][2].update(category_id=3), "no usable labeled photo: '7'"),
+        ("labeled", lambda d: d["annotations"][2].update(category_id=-1), "unknown class '-1'"),
+        ("labeled", lambda d: d["categories"].append({"id": 3}), "id '3' occurs twice"),
+        ("labeled", lambda d: d["categories"].append({"id": 55}), "no usable labeled photo: '55'"),
+        ("labeled", lambda d: d.update(images=[], annotations=[]), "labeled split has no photos"),
+        ("labeled", lambda d: d.update(images={}), "expected a JSON array"),
+        ("labeled", lambda d: d["images"].append(3), r"images\[2\]: expected a JSON object"),
+        ("val", lambda d: d["annotations"][0].update(category_id=4), "unknown class '4'"),
+        ("val", lambda d: d["annotations"][0].update(category_id=10**300), "unknown class '1000"),
+        ("unlabeled", lambda d: d["images"][0].update(file_name="../5.jpg"), "nothing outside it is read"),
+        ("unlabeled", lambda d: d["images"][0].update(file_name="/etc/passwd"), "nothing outside it is read"),
+        ("unlabeled", lambda d: d["images"][0].update(file_name="u/../../5.jpg"), "nothing outside it is read"),
+        ("unlabeled", lambda d: d["images"][0].update(file_name="u/\0.jpg"), "nothing outside it is read"),
+        ("unlabeled", lambda d: d["images"][0].update(file_name="u/\ud800.jpg"), "valid Unicode"),
+        ("unlabeled", lambda d: d["images"][0].update(file_name=["u"]), "expected 'file_name'"),
+        ("unlabeled", lambda d: d["images"][0].update(file_name="x/1.jpg"), "occurs twice"),
+    ],
+)
+def test_coco_faults(tmp_path: Path, split: str, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    documents = coco()
+    change(documents[split])
+    with pytest.raises(DataError, match=message):
+        to_candidates(read_coco(tmp_path, write_coco(tmp_path, documents)), [])
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    documents = coco()
+    documents["labeled"]["categories"].pop(0)
+    documents["labeled"]["annotations"].pop()
+    documents["labeled"]["images"].pop()
+    with pytest.raises(DataError, match="at least two classes"):
+        to_candidates(read_coco(tmp_path, write_coco(tmp_path, documents)), [])
+
+
+# JSON documents
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"a": 1} trailing', "Extra data"),
+        (b"", "one JSON value"),
+        ('{"a": "\u00e9"}'.encode("latin-1"), "expected UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "expected UTF-8"),
+        (b"[" * 100_000, "one JSON value"),
+        (b"1" * 10_000, "one JSON value"),
+    ],
+)
+def test_damaged_json(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(DataError, match=message) as caught:
+        load_json(tmp_path / "a.json")
+    assert "a.json" in str(caught.value)
+
+
+def test_missing_json(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.json.*data\.root"):
+        load_json(tmp_path / "a.json")
+
+
+# Folders
+
+
+def test_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "train/owl 'x'/1.jpg", "train/bee/deep/2.png", "val/bee/3.jpg", "unlabeled/4.jpg", "test/a/5.jpg")
+    candidates, classes = to_candidates(read_folder(tmp_path, {"labeled": "train"}), [])
+    assert classes["name"].to_list() == ["bee", "owl 'x'"]
+    assert {name: row["class_id"] for name, row in rows(candidates).items()} == {
+        "train/owl 'x'/1": 1,
+        "train/bee/deep/2": 0,
+        "val/bee/3": 0,
+        "unlabeled/4": None,
+        "test/a/5": None,
+    }
+
+
+def test_folder_faults(tmp_path: Path) -> None:
+    touch(tmp_path, "labeled/bee/1.jpg", "labeled/owl/1.jpg", "val/fly/1.jpg")
+    with pytest.raises(DataError, match="unknown class 'fly'"):
+        to_candidates(read_folder(tmp_path), [])
+    with pytest.raises(DataError, match=r"data\.folders"):
+        read_folder(tmp_path, {"train": "labeled"})
+    (tmp_path / "labeled/empty").mkdir()
+    (tmp_path / "val/fly").rename(tmp_path / "val/bee")
+    with pytest.raises(DataError, match="no usable labeled photo: 'empty'"):
+        to_candidates(read_folder(tmp_path), [])
+    touch(tmp_path, "labeled/stray.jpg")
+    with pytest.raises(DataError, match=r"labeled/stray\.jpg: expected this photo in a folder"):
+        read_folder(tmp_path)
+
+
+def test_list_photos_odd_entries(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    touch(root, "a/1.jpg", "a/new\nline.jpg", "a/no_suffix", "a/.hidden.jpg", "a/._1.jpg")
+    touch(outside, "o.jpg")
+    (root / "a/notes.txt").write_text("not a photo")
+    (root / "a/loop").symlink_to(root / "a")
+    (root / "a/self.jpg").symlink_to(root / "a/self.jpg")
+    (root / "a/away").symlink_to(outside)
+    (root / "a/near").symlink_to(root / "b")
+    touch(root, "b/2.jpg")
+    with open(os.fsencode(root / "a") + b"/caf\xe9.jpg", "wb") as file:  # noqa: PTH123  # a name of raw bytes
+        file.write(b"\xff\xd8\xff")
+    found, refused = list_photos(root, root / "a")
+    assert found == ["a/1.jpg", "a/near/2.jpg", "a/new\nline.jpg", "a/no_suffix", "a/self.jpg"]
+    assert sorted(refused) == [
+        ("a/away", "a link that leaves the data folder"),
+        ("a/caf\\xe9.jpg", "its name is not UTF-8"),
+        ("a/loop", "a loop of links"),
+    ]
+    assert list_photos(root, root / "absent") == ([], [])
+
+
+# Tables
+
+TABLE = """path,split,label,latitude,longitude,date,box_x,box_y,box_w,box_h,family,comment
+a/1.jpg,labeled,007,1.5,2.5,2020/1/2,0,0,5,5,F,x
+a/2.jpg,labeled,12,north,2.5,yesterday,0,0,0,5,G,x
+a/3.jpg,val,12,,,,,,,,G,x
+"a/4, b.jpg",unlabeled,,,,,,,,,F,x
+a/5.jpg,test,,,,,,,,,,x
+"""
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_table(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "photos.csv").write_text("\ufeff" + TABLE, encoding="utf-8")
+    if suffix == "parquet":
+        frame = pl.read_csv(tmp_path / "photos.csv", schema_overrides={"label": pl.String, "path": pl.String})
+        frame.write_parquet(tmp_path / "photos.parquet")
+    candidates, classes = to_candidates(read_table_source(tmp_path, f"photos.{suffix}"), ["family"])
+    assert classes["name"].to_list() == ["007", "12"] and classes["family"].to_list() == ["F", "G"]
+    found = rows(candidates)
+    assert found["a/1"]["latitude"] == 1.5 and found["a/1"]["date"] == "2020-01-02" and found["a/1"]["box_w"] == 5
+    assert found["a/2"]["latitude"] is None and found["a/2"]["date"] is None and found["a/2"]["box_w"] is None
+    assert found["a/4, b"]["family"] == "F" and found["a/4, b"]["class_id"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.replace("path,", "file,"), "missing: path"),
+        (lambda t: t.replace("a/5.jpg,test", "a/5.jpg,holdout"), "row 5: expected split.*'holdout'"),
+        (lambda t: t.replace("a/5.jpg,test", ",test"), "row 5 has no path"),
+        (lambda t: t.replace("a/5.jpg", "a/1.jpg"), "'a/1' occurs twice"),
+        (lambda t: t.replace("a/5.jpg", "../a/1.jpg"), "nothing outside"),
+        (lambda t: t.replace("a/3.jpg,val,12", "a/3.jpg,val,13"), "unknown class '13'"),
+        (lambda t: t.replace("a/3.jpg,val,12", "a/3.jpg,val,"), "has no label"),
+        (lambda t: t.replace("labeled,12", "labeled,007"), "more than one family"),
+        (lambda t: t + "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o\n", "expected a table"),
+        (lambda t: "", "expected a table"),
+    ],
+)
+def test_table_faults(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "photos.csv").write_text(change(TABLE))
+    with pytest.raises(DataError, match=message):
+        to_candidates(read_table_source(tmp_path, "photos.csv"), [])
+
+
+def test_table_files(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("path,split,label\ncaf\u00e9.jpg,labeled,x\n".encode("latin-1"))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    for name, message in {
+        "a.csv": "UTF-8",
+        "a.parquet": "expected a table",
+        "b.csv": "cannot read",
+        "a.xls": "csv",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            read_table_source(tmp_path, name)
+
+
+def test_absolute_paths_inside_the_root(tmp_path: Path) -> None:
+    photos = [
+        {"file": str(tmp_path / "a" / ".." / name), "split": split, "label": label}
+        for name, split, label in [("1.jpg", "labeled", "x"), ("2.jpg", "labeled", "y"), ("3.jpg", "val", "x")]
+    ]
+    listing = make_listing(tmp_path, photos, [{"name": "x"}, {"name": "y"}], [])  # type: ignore[arg-type]
+    assert to_candidates(listing, [])[0]["image_id"].to_list() == ["1", "2", "3"]
+
+
+# torchvision: stand-ins, since importing torchvision takes seconds
+
+
+class FakeData:
+    classes = ("ant", "bee")
+
+    def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
+        self.download = download
+        self.count = 2 if train else 1
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.new("RGB", (4, 4), (index, 0, 0)), index
+
+
+class FakeFiles(FakeData):
+    def __init__(self, root: str, train: bool = True) -> None:
+        super().__init__(root, train)
+        self._image_files = [f"{root}/jpg/{train}{index}.jpg" for index in range(self.count)]
+        self._labels = list(range(self.count))
+
+
+@pytest.fixture
+def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = type("datasets", (), {"Data": FakeData, "Files": FakeFiles, "function": len})
+    monkeypatch.setattr("fieldmark.readers.torchvision_set.import_module", lambda name: module)
+
+
+PARTS = ({"train": True}, {"train": False})
+
+
+def test_torchvision_writes_photos_once(tmp_path: Path, torchvision: None) -> None:
+    photos = tmp_path / "photos"
+    listing = read_torchvision(tmp_path, "Data", photos, PARTS)
+    assert listing.root == photos and listing.photos["label"].to_list() == ["ant", "bee", "ant"]
+    assert listing.classes["name"].to_list() == ["ant", "bee"]
+    files = [photos / name for name in listing.photos["file"]]
+    before = [path.stat().st_mtime_ns for path in files]
+    with Image.open(files[1]) as image:
+        assert image.getpixel((0, 0)) == (1, 0, 0)
+    read_torchvision(tmp_path, "Data", photos, PARTS)
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_torchvision_files(tmp_path: Path, torchvision: None) -> None:
+    listing = read_torchvision(tmp_path, "Files", tmp_path / "photos", PARTS)
+    assert listing.photos["file"].to_list() == ["jpg/True0.jpg", "jpg/True1.jpg", "jpg/False0.jpg"]
+    assert listing.root == tmp_path and not (tmp_path / "photos").exists()
+
+
+def test_torchvision_faults(tmp_path: Path, torchvision: None) -> None:
+    for name in ("function", "Nothing"):
+        with pytest.raises(DataError, match="no data set called"):
+            read_torchvision(tmp_path, name, tmp_path)
+    with pytest.raises(DataError, match="cannot load Data"):
+        read_torchvision(tmp_path, "Data", tmp_path, ({"split": "x"},))
+
+
+# The dispatcher
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "jpeg"}, "expected one of"),
+        ({"format": "coco"}, "JSON file for each split"),
+        ({"format": "coco", "annotations": {"val": "x"}}, "annotations.labeled"),
+        ({"format": "coco", "annotations": {"labeled": "x", "train": "x"}}, r"unknown: \['train'\]"),
+        ({"format": "semi_inat", "annotations": {}}, "one JSON file"),
+        ({"format": "table"}, "one CSV or Parquet"),
+        ({"format": "torchvision", "dataset": "Flowers102"}, "dataset and openset"),
+    ],
+)
+def test_dispatch_faults(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_listing(root=tmp_path, photos=tmp_path, **options)
+    with pytest.raises(DataError, match=r"data\.root"):
+        read_listing("demo", tmp_path / "none", tmp_path)
+
+
+# Properties
+
+
+@quick
+@given(st.text(max_size=30))
+def test_dates_of_any_text(date: str) -> None:
+    found = normalise_date(date)
+    assert found is None or normalise_date(found) == found
+
+
+@quick
+@given(st.datetimes(min_value=datetime.datetime(1800, 1, 1), max_value=datetime.datetime(2199, 1, 1)))
+def test_dates_round_trip(moment) -> None:  # type: ignore[no-untyped-def]
+    whole = moment.replace(microsecond=0)
+    assert normalise_date(whole.isoformat(" ")) == whole.isoformat()
+    assert normalise_date(f"{whole:%Y:%m:%d %H:%M:%S}") == whole.isoformat()
+    assert normalise_date(whole.date().isoformat()) == whole.date().isoformat()
+
+
+def test_dates() -> None:
+    assert normalise_date("2021-02-30") is None and normalise_date("03/06/2021") is None
+    assert normalise_date("0001-01-01") is None
+    assert normalise_date("2021-6-3 09:05") == "2021-06-03T09:05:00"
+    assert normalise_date("2021-06-03T09:05:07Z") == "2021-06-03T09:05:07+00:00"
+    assert normalise_date("2021-06-03 09:05:07.123 -0330") == "2021-06-03T09:05:07-03:30"
+
+
+ANY_NUMBER = st.one_of(st.none(), st.floats(), st.integers(), st.text(max_size=5), st.booleans(), st.just(10**400))
+
+
+@quick
+@given(st.lists(st.tuples(*[ANY_NUMBER] * 7), min_size=1, max_size=5))
+def test_places_are_always_sane(values: list[tuple]) -> None:
+    names = ("latitude", "longitude", "location_uncertainty", "box_x", "box_y", "box_w", "box_h")
+    photos = [{"file": "a.jpg", **dict(zip(names, map(number, row), strict=True))} for row in values]
+    cleaned = clean_places(make_listing(Path("x"), photos, [], []).photos, "x")
+    for before, after in zip(photos, cleaned.to_dicts(), strict=True):
+        assert (after["latitude"] is None) == (after["longitude"] is None)
+        if after["latitude"] is not None:
+            assert after["latitude"] == before["latitude"] and -180 <= after["longitude"] <= 180
+        if after["location_uncertainty"] is not None:
+            assert 0 <= after["location_uncertainty"] <= 1e6
+        boxed = [after[name] is not None for name in names[3:]]
+        assert all(boxed) or not any(boxed)
+        assert not any(boxed) or (after["box_w"] > 0 and after["box_h"] > 0)
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["id", "image_id", "category_id", "file_name", "bbox", "class_id", "image_name", "date"]),
+            inner,
+            max_size=4,
+        ),
+    ),
+    max_leaves=8,
+)
+DOCUMENT = st.dictionaries(
+    st.sampled_from(["images", "annotations", "categories", "unlabeled_taxa"]),
+    st.one_of(JSON, st.lists(JSON)),
+    max_size=4,
+)
+
+
+@quick
+@given(st.one_of(DOCUMENT, JSON))
+def test_any_json_is_read_or_refused_by_name(tmp_path: Path, document: object) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    for read in (
+        lambda: read_coco(tmp_path, dict.fromkeys(SPLITS, "a.json")),
+        lambda: read_semi_inat(tmp_path, "a.json"),
+    ):
+        try:
+            listing: Listing = read()
+            to_candidates(listing, ["phylum"])
+        except DataError as error:
+            assert str(error)
+
+
+@quick
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_table_or_refused_by_name(tmp_path: Path, data: bytes) -> None:
+    for name in ("a.csv", "a.parquet"):
+        (tmp_path / name).write_bytes(b"path,split,label\n" + data)
+        try:
+            to_candidates(read_table_source(tmp_path, name), [])
+        except DataError as error:
+            assert str(error)
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "ant/1.jpg", "bee/2.jpg")
+    listing = read_class_folders(tmp_path)
+    assert listing.photos["label"].to_list() == ["ant", "bee"] and listing.classes["name"].to_list() == ["ant", "bee"]
