@@ -1,0 +1,336 @@
+"""Measure every stage against what is known: validation labels, and the truth table where there is one.
+
+This is the only stage that reads the truth.
+"""
+
+from fieldmark.stage import start
+
+if "snakemake" in globals():
+    start(snakemake)
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import polars as pl
+
+from fieldmark.artifacts import ArtifactError, read_table, write_table
+from fieldmark.ensemble import combine
+from fieldmark.evaluation import (
+    FOREIGN,
+    Flags,
+    Labels,
+    Score,
+    accuracy_scores,
+    at,
+    cluster_scores,
+    confusion_table,
+    filter_scores,
+    paired_scores,
+    scores_table,
+    selection_scores,
+    tail_classes,
+)
+from fieldmark.predictions import Ints, TopLists, by_member, read_lists, round_of
+
+log = logging.getLogger("fieldmark")
+
+_CLASS_COLUMNS = ("class_id", "category_id")
+
+
+def _ends(path: str, depths: Iterable[int]) -> set[str]:
+    """The last parts of a path, as many as each depth says, with and without the file's suffix."""
+    pure = PurePosixPath(path)
+    return {"/".join(form.parts[-depth:]) for form in (pure, pure.with_suffix("")) for depth in depths}
+
+
+def match_photos(names: Sequence[str], photos: pl.DataFrame, by_id: bool) -> list[str | None]:
+    """The photo that each name means; None where it means none, or several.
+
+    Args:
+        names: as a truth table states them.
+        photos: columns image_id and path.
+        by_id: names may be image ids; otherwise, or where that fits more of them, they are ends of paths, with or
+            without the file's suffix.
+    """
+    depths = {name.count("/") + 1 for name in names}
+    index: dict[str, str | None] = {}
+    for image_id, path in photos.select("image_id", "path").iter_rows():
+        for end in _ends(path, depths):
+            index[end] = None if end in index else image_id
+    matches = [index.get(name) for name in names]
+    if by_id:
+        ids = set(photos["image_id"])
+        exact = [name if name in ids else None for name in names]
+        return exact if exact.count(None) <= matches.count(None) else matches
+    return matches
+
+
+def read_truth(source: str, manifest: pl.DataFrame, classes: pl.DataFrame, rejected: Sequence[str]) -> dict[str, int]:
+    """True class ids of unlabeled and test photos; of foreign ones :data:`fieldmark.evaluation.FOREIGN`.
+
+    Args:
+        source: a CSV that names each photo in file_name (its path, of which the end will do) or image_id (its
+            image id, path, file name or stem), and its class in class_id or category_id, by the source's own id
+            as in the classes' names. A foreign photo has the class −1, or False in an optional column in_class.
+        manifest: the photos.
+        classes: the table of classes.
+        rejected: paths of photos that could not be read; the truth may know them, and they are not scored.
+
+    Raises:
+        ArtifactError: if a column is missing, or a row names an unknown photo or class, or a photo twice.
+    """
+    frame = pl.read_csv(source, infer_schema=False).with_columns(pl.all().str.strip_chars())
+    # A file name is the safer key: an image id such as 1000 may be the file stem of another photo.
+    name_column = next((name for name in ("file_name", "image_id") if name in frame.columns), None)
+    class_column = next((name for name in _CLASS_COLUMNS if name in frame.columns), None)
+    if name_column is None or class_column is None or frame.is_empty():
+        raise ArtifactError(
+            f"{source}: expected rows with a column file_name or image_id and a column class_id or category_id; "
+            f"found {frame.height} rows with the columns {', '.join(frame.columns)}"
+        )
+    names = frame[name_column].fill_null("").to_list()
+    hidden = pl.col("split").is_in(["unlabeled", "test"])
+    photos, others = manifest.filter(hidden), manifest.filter(~hidden)
+    matches = match_photos(names, photos, by_id=name_column == "image_id")
+    depths = {name.count("/") + 1 for name in names}
+    unscored = {end for path in (*rejected, *others["path"]) for end in _ends(path, depths)} | set(others["image_id"])
+    inside = frame["in_class"].to_list() if "in_class" in frame.columns else [None] * frame.height
+    own_ids = dict(classes.select("name", "class_id").iter_rows())
+    truth: dict[str, int] = {}
+    for line, (name, match, own, flag) in enumerate(zip(names, matches, frame[class_column], inside, strict=True), 2):
+        foreign = own == str(FOREIGN) or (flag or "").lower() in ("false", "0")
+        if match is None and name not in unscored:
+            raise ArtifactError(
+                f"{source}, line {line}: {name!r} in column {name_column} names no unlabeled or test photo, "
+                "or several; expected an image id, file name or path; give it with its folders, or remove the row"
+            )
+        if not foreign and own not in own_ids:
+            raise ArtifactError(
+                f"{source}, line {line}: class {own!r} of {name!r} is not a name in the table of classes; "
+                f"expected the source's own class id, or {FOREIGN} for a foreign photo"
+            )
+        if match in truth:
+            raise ArtifactError(
+                f"{source}, line {line}: photo {match!r} has a true class already; keep one of its rows"
+            )
+        if match is not None:
+            truth[match] = FOREIGN if foreign else own_ids[own]
+    left_out = matches.count(None)
+    log.info("truth known of %d of %d unlabeled and test photos; %d rows not scored", len(truth), len(photos), left_out)
+    return truth
+
+
+def _labels(frame: pl.DataFrame, truth: Mapping[str, int]) -> tuple[pl.DataFrame, Labels]:
+    """The rows whose truth is known, and their labels."""
+    known = frame.filter(pl.col("image_id").is_in(list(truth)))
+    return known, np.array([truth[image_id] for image_id in known["image_id"]], dtype=np.int64)
+
+
+def round_scores(
+    clusters: Iterable[str], kept_clusters: Iterable[str], pseudo_labels: Iterable[str], truth: Mapping[str, int]
+) -> list[Score]:
+    """Scores of clustering, filtering and selecting in every round, on the unlabeled photos with known truth."""
+    scores = []
+    tables = {Path(path).parent: path for path in kept_clusters}
+    for path in sorted(map(Path, clusters)):
+        number = round_of(path.parent.name)
+        known, labels = _labels(read_table("clusters", path), truth)
+        if not len(labels):
+            continue
+        cluster = known["cluster"].to_numpy()
+        scores += cluster_scores(at("cluster", "unlabeled", number), cluster, labels)
+        if path.parent in tables:
+            judged = read_table("kept_clusters", tables[path.parent])
+            kept = judged.filter(pl.col("kept") & ~pl.col("foreign"))["cluster"].to_numpy()
+            foreign = judged.filter(pl.col("foreign"))["cluster"].to_numpy()
+            scores += filter_scores(at("filter", "unlabeled", number), cluster, labels, kept, foreign)
+    for path in sorted(map(Path, pseudo_labels)):
+        known, labels = _labels(read_table("pseudo_labels", path), truth)
+        if len(labels):
+            scores += selection_scores(at("select", "unlabeled", round_of(path.parent.name)), known, labels)
+    return scores
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What predictions are measured with.
+
+    Attributes:
+        labels: per split, true class ids by photo.
+        tail: class ids of the tail.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+    """
+
+    labels: Mapping[str, Mapping[str, int]]
+    tail: Ints
+    seed: int
+    resamples: int
+
+    def truth(self, split: str) -> Labels:
+        """(n,) true class ids of a split's photos."""
+        return np.array(list(self.labels[split].values()), dtype=np.int64)
+
+    def predicted(self, lists: TopLists, split: str, name: str) -> Ints:
+        """(n, k) predicted class ids of a split's photos, in the order of :meth:`truth`."""
+        return lists.rows_of(list(self.labels[split]), name).class_ids
+
+    def scores(self, stage: str, name: str, lists: TopLists) -> list[Score]:
+        """Accuracy of one member, or of one way to weight them, on every split."""
+        number = round_of(name.split("/")[0]) if "/" in name else None
+        return [
+            score
+            for split in self.labels
+            for score in accuracy_scores(
+                at(stage, split, number, name),
+                self.predicted(lists, split, name),
+                self.truth(split),
+                self.tail,
+                self.seed,
+                self.resamples,
+            )
+        ]
+
+    def right(self, lists: TopLists, split: str, name: str) -> Flags:
+        """(n,) whether the first class is right."""
+        return self.predicted(lists, split, name)[:, 0] == self.truth(split)
+
+
+def comparisons(members: Mapping[str, TopLists], ensemble: TopLists, judge: Judge) -> list[Score]:
+    """The ensemble, and the single model that is best on validation photos, minus each baseline, on every split."""
+    baselines = [name for name in members if name.startswith("baseline/")]
+    others = [name for name in members if name not in baselines]
+    contenders = {"ensemble": ensemble}
+    if others:
+        best = max(others, key=lambda name: int(judge.right(members[name], "val", name).sum()))  # ties: first by name
+        contenders[best] = members[best]
+    return [
+        score
+        for name, lists in contenders.items()
+        for baseline in baselines
+        for split in judge.labels
+        for score in paired_scores(
+            at("comparison", split, member=f"{name} - {baseline}"),
+            judge.right(lists, split, name),
+            judge.right(members[baseline], split, baseline),
+            judge.seed,
+            judge.resamples,
+        )
+    ]
+
+
+def method_scores(members: Mapping[str, TopLists], weights: pl.DataFrame, classes: int, judge: Judge) -> list[Score]:
+    """Accuracy of the ensemble under each method's weights, whether it is the method that is submitted or not."""
+    scores = []
+    photos = [image_id for labels in judge.labels.values() for image_id in labels]
+    for method in weights["method"].unique(maintain_order=True):
+        chosen = weights.filter(pl.col("method") == method)
+        missing = sorted(set(chosen["member"]) - set(members))
+        if missing:
+            raise ArtifactError(f"ensemble weights: no predictions of member {missing[0]!r} among the inputs")
+        lists = [members[name].rows_of(photos, name) for name in chosen["member"]]
+        mean = TopLists(*combine(lists, chosen["weight"].to_numpy(), classes))
+        scores += judge.scores("ensemble", method, mean)
+    return scores
+
+
+def known_labels(manifest: pl.DataFrame, truth: Mapping[str, int] | None) -> dict[str, dict[str, int]]:
+    """True class ids by split and photo: of all validation photos, and of test photos where the truth has them."""
+    val = manifest.filter(pl.col("split") == "val")
+    if val.is_empty() or val["class_id"].null_count():
+        raise ArtifactError(f"manifest: expected validation photos with a class each, found {val.height} photos")
+    labels = {"val": dict(val.select("image_id", "class_id").iter_rows())}
+    if truth is not None:
+        test = manifest.filter(pl.col("split") == "test")["image_id"].to_list()
+        covered = {image_id: truth[image_id] for image_id in test if image_id in truth}
+        in_class = {image_id: class_id for image_id, class_id in covered.items() if class_id != FOREIGN}
+        foreign = len(covered) - len(in_class)
+        log.info("%d of %d test photos scored; %d foreign ones are not", len(in_class), len(test), foreign)
+        if in_class:
+            labels["test"] = in_class
+    return labels
+
+
+def evaluate_stages(
+    manifest: str,
+    classes: str,
+    rejected: str,
+    clusters: list[str],
+    kept_clusters: list[str],
+    pseudo_labels: list[str],
+    predictions: list[str],
+    ensemble_predictions: str,
+    ensemble_weights: str,
+    truth: str | None,
+    scores_target: str,
+    confusion_target: str,
+    seed: int,
+    resamples: int,
+) -> None:
+    """Write a table of scores of all stages, and the ensemble's confusion on test photos (else validation photos).
+
+    Rows of the ensemble: member ``ensemble`` is what is submitted, the others are named after the method of their
+    weights. Those weights were fitted on all validation photos, so the ensemble's figures on ``val`` are too good;
+    the honest ones without a truth are those of split ``val_report`` beside the ensemble's weights.
+
+    Args:
+        manifest: the photos.
+        classes: the table of classes.
+        rejected: the table of photos that could not be read.
+        clusters: one table a round.
+        kept_clusters: one table a round.
+        pseudo_labels: one table a round.
+        predictions: all shards of all members, baselines included.
+        ensemble_predictions: the submitted ensemble's.
+        ensemble_weights: of every method.
+        truth: the CSV that :func:`read_truth` reads; without it only validation photos are scored.
+        scores_target: the table of scores.
+        confusion_target: the table of confusions.
+        seed: of all bootstraps.
+        resamples: of each bootstrap.
+    """
+    photos, known = read_table("manifest", manifest), read_table("classes", classes)
+    true_ids = None
+    if truth is not None:
+        true_ids = read_truth(truth, photos, known, read_table("rejected", rejected)["path"].to_list())
+    judge = Judge(known_labels(photos, true_ids), tail_classes(known), seed, resamples)
+    unlabeled = set(photos.filter(pl.col("split") == "unlabeled")["image_id"])
+    scores = round_scores(
+        clusters, kept_clusters, pseudo_labels, {k: v for k, v in (true_ids or {}).items() if k in unlabeled}
+    )
+    members = {name: read_lists(paths, known.height) for name, paths in by_member(predictions).items()}
+    ensemble = read_lists(ensemble_predictions, known.height)
+    for name, lists in members.items():
+        scores += judge.scores("model", name, lists)
+    scores += judge.scores("ensemble", "ensemble", ensemble)
+    scores += method_scores(members, read_table("ensemble_weights", ensemble_weights), known.height, judge)
+    scores += comparisons(members, ensemble, judge)
+    for score in scores:
+        if score.metric in ("top1", "top1_difference"):
+            log.info("%s %s %s: %s %.4f", score.stage, score.member, score.split, score.metric, score.value)
+    write_table(scores_table(scores), "scores", scores_target)
+    split = "test" if "test" in judge.labels else "val"
+    first = judge.predicted(ensemble, split, "ensemble")[:, 0]
+    write_table(confusion_table(judge.truth(split), first), "confusion", confusion_target)
+
+
+if "snakemake" in globals():
+    evaluate_stages(
+        manifest=snakemake.input.manifest,
+        classes=snakemake.input.classes,
+        rejected=snakemake.input.rejected,
+        clusters=list(snakemake.input.clusters),
+        kept_clusters=list(snakemake.input.kept_clusters),
+        pseudo_labels=list(snakemake.input.pseudo_labels),
+        predictions=list(snakemake.input.predictions),
+        ensemble_predictions=snakemake.input.ensemble_predictions,
+        ensemble_weights=snakemake.input.ensemble_weights,
+        truth=snakemake.input.truth if snakemake.input.get("truth") else None,
+        scores_target=snakemake.output.scores,
+        confusion_target=snakemake.output.confusion,
+        seed=snakemake.params.seed,
+        resamples=snakemake.params.resamples,
+    )
