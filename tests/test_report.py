@@ -1,0 +1,238 @@
+"""The report is rendered from small drawn tables; what is checked is what a reader would miss or be misled by."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from fieldmark.artifacts import ArtifactError
+from fieldmark.report.charts import Row, Series, bars, histogram, intervals, lines, running_mean, scatter, steps
+from fieldmark.report.lookalikes_section import confused_pairs
+from fieldmark.report.making_section import stage_times
+from fieldmark.report.results_section import difference_text
+from fieldmark.report.rounds_section import drop_reasons, with_fate
+from fieldmark.report.svg import round_values
+from tests.fake_results import Fake, drawn_photos
+from workflow.scripts.render_report import render_report
+
+CONFIG = {"seed": 1, "ensemble": {"method": "evolutionary"}, "data": {"root": 'a<b>&"c"'}}
+NASTY = "<b>&\"Moth'"
+SECTIONS = ("result", "data", "rounds", "training", "accuracy", "ensemble", "lookalikes", "making")
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
+    photos = drawn_photos(tmp_path_factory.mktemp("photos"), 4)
+    return Fake(photos, [NASTY, "Underwing", "7", "Emerald"], rounds=2)
+
+
+def render(fake: Fake, folder: Path, **changes: object) -> str:
+    inputs = replace(fake.write(folder / "results"), **changes)
+    render_report(inputs, folder / "report.html", 'Moths & "co" <1>', CONFIG, seed=1)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class _Checker(HTMLParser):
+    """Notes ids, links, images without alternative text, and tags that are not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.headings: list[str] = []
+        self.unnamed: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+        if values.get("id"):
+            self.ids.append(str(values["id"]))
+        self.addresses += [str(values[key]) for key in ("src", "href", "srcset", "data", "action") if key in values]
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(tag)
+        if not values.get({"img": "alt", "svg": "aria-label"}.get(tag, ""), tag not in ("img", "svg")):
+            self.unnamed.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(fake: Fake, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return render(fake, tmp_path_factory.mktemp("whole"))
+
+
+def test_every_section_is_there_and_the_markup_is_sound(page: str) -> None:
+    checker = _Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert set(SECTIONS) <= set(checker.ids) and len(checker.ids) == len(set(checker.ids))
+    assert checker.unnamed == []
+    assert checker.headings[0] == "h1" and checker.headings.count("h1") == 1
+    for before, after in zip(checker.headings, checker.headings[1:], strict=False):
+        assert int(after[1]) <= int(before[1]) + 1, "a heading level is skipped"
+
+
+def test_nothing_outside_the_page_is_asked_for(page: str) -> None:
+    checker = _Checker()
+    checker.feed(page)
+    inner = [address for address in checker.addresses if address.startswith("#")]
+    assert all(address.startswith(("#", "data:")) for address in checker.addresses)
+    assert {address[1:] for address in inner} <= set(checker.ids)
+    assert not re.search(r"https?://|url\(|@import|<script", page)
+
+
+def test_names_are_escaped(page: str) -> None:
+    assert NASTY not in page and "&lt;b&gt;&amp;" in page
+    assert "<1>" not in page and "<i>.jpg" not in page and "<2" not in page
+
+
+def test_the_same_tables_give_the_same_bytes(fake: Fake, page: str, tmp_path: Path) -> None:
+    again = render(fake, tmp_path)
+    assert again == page
+
+
+def test_the_headline_tells_the_figures_of_the_table(fake: Fake, page: str, tmp_path: Path) -> None:
+    inputs = fake.write(tmp_path)
+    scores = pl.read_parquet(inputs.scores).filter((pl.col("member") == "ensemble") & (pl.col("split") == "test"))
+    row = scores.filter(pl.col("metric") == "top1").row(0, named=True)
+    value, low, high = (f"{100 * row[key]:.1f}" for key in ("value", "low", "high"))
+    assert f"<dd>{value} %</dd><dt>top-1 on 16 test photos</dt>" in page
+    assert f"interval {low} to {high} %" in page
+    weights = pl.read_parquet(inputs.weights).filter(pl.col("method") == "evolutionary")["weight"]
+    voting = int((weights >= 0.005).sum())
+    who = "all 4" if voting == 4 else f"{voting} of 4"
+    assert "classes of 16 test photos" in page and f"average of {who} models with evolutionary weights" in page
+
+
+def test_without_truth_the_unseen_half_of_val_is_told_and_why(fake: Fake, tmp_path: Path) -> None:
+    text = render(replace(fake, truth=False), tmp_path)
+    assert "<dd>77.5 %</dd><dt>top-1 on 40 validation photos</dt>" in text  # 31 of 40
+    assert "No truth of the test photos was given" in text and "too favourable" in text
+    assert "On all validation photos it is" in text and "against supervised fine-tuning</dt>" not in text
+    assert "against the truth" not in text and "test photos right" not in text
+
+
+def test_without_rejected_photos_and_dropped_clusters(fake: Fake, tmp_path: Path) -> None:
+    text = render(replace(fake, rejected=False, dropped=False), tmp_path)
+    assert "none was rejected" in text and "No cluster was dropped." in text
+    assert "Rejected photos" not in text and "Dropped clusters" not in text
+
+
+def test_two_classes_that_are_one_pair(tmp_path: Path) -> None:
+    photos = drawn_photos(tmp_path / "photos", 2)
+    text = render(Fake(photos, [NASTY, "Underwing"], rounds=1, accuracy=0.5), tmp_path)
+    assert text.count('<article class="pair">') == 1 and "This pair accounts" in text
+
+
+def test_no_confusion_at_all(tmp_path: Path) -> None:
+    photos = drawn_photos(tmp_path / "photos", 2)
+    text = render(Fake(photos, ["a", "b"], accuracy=1.0), tmp_path)
+    assert "confused no two classes" in text
+
+
+def test_a_lost_photo_is_named(fake: Fake, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.jpg"
+    photos = [replace(p, path=gone) if p.image_id == "labeled/0_0" else p for p in fake.photos]
+    with pytest.raises(ValueError, match=r"gone\.jpg: no such file"):
+        render(replace(fake, photos=photos), tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_round_without_one_of_its_tables_is_named(fake: Fake, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="of the same rounds"):
+        render(fake, tmp_path, pseudo_labels=[])
+
+
+def test_times_are_summed_by_rule(fake: Fake, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    for name, seconds, memory in (("cut/0", 10.0, "200.5"), ("cut/1", 20.0, "-"), ("round0/fit", 90.0, "50.0")):
+        path = folder / f"{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:10\t{memory}\n", encoding="utf-8")
+    times, total = stage_times(folder)
+    assert [(t.rule, t.jobs, t.time, t.memory) for t in times] == [
+        ("fit", 1, "1 min 30 s", "50 MB"),
+        ("cut", 2, "30 s", "200 MB"),
+    ]
+    assert total == 120 and times[0].share == 0.75
+    assert "2 min 00 s of jobs in all" in render(fake, tmp_path, benchmarks=folder)
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "words"),
+    [(-0.01, 0.02, 0.05, "includes 0"), (0.01, 0.03, 0.05, "above"), (-0.05, -0.03, -0.01, "below")],
+)
+def test_a_difference_is_worded_by_its_interval(low: float, value: float, high: float, words: str) -> None:
+    row = {"low": low, "value": value, "high": high}
+    text = difference_text(row, "baseline/lite0/layerwise", {"value": 0.7}, 1)
+    assert words in text and ("chance" in text) == (words == "includes 0")
+    assert "same backbone on the labeled photos alone (lite0 · layerwise, 70.0 %)" in text
+    assert "No supervised fine-tuning" in difference_text(None, None, None, 0)
+
+
+def test_confused_pairs_count_both_directions() -> None:
+    rows = [(0, 0, 9), (0, 1, 2), (1, 0, 3), (2, 1, 4), (1, 1, 1)]
+    table = pl.DataFrame(rows, schema=["class_id", "predicted", "count"], orient="row")
+    assert confused_pairs(table).rows() == [(0, 1, 2, 3, 5), (1, 2, 0, 4, 4)]
+
+
+def test_reasons_are_counted_without_their_figures() -> None:
+    table = pl.DataFrame(
+        {
+            "kept": [True, True, False, False, False],
+            "foreign": [False, True, True, False, False],
+            "reason": ["", "", "too few: 1", "too few: 2", "spread: 3"],
+            "size": [9, 8, 1, 2, 7],
+        }
+    )
+    fated = with_fate(table)
+    assert fated["fate"].to_list() == ["kept", "foreign", "dropped", "dropped", "dropped"]
+    assert drop_reasons(fated) == [("too few", 2, 3), ("spread", 1, 7)]
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert round_values(0, 10) == [0, 5, 10]
+    assert round_values(0.55, 0.9) == pytest.approx([0.6, 0.7, 0.8, 0.9])
+    assert round_values(3, 3) == [3]
+
+
+def test_running_mean_is_that_of_the_window() -> None:
+    values = np.arange(10.0) ** 2
+    naive = [values[max(0, i - 1) : i + 2].mean() for i in range(10)]
+    assert running_mean(values, 3) == pytest.approx(naive)
+
+
+def test_charts_bear_empty_and_constant_data_and_escape() -> None:
+    figures = [
+        histogram(NASTY, [Series(NASTY, "s1", [], []), Series("b", "s0", [0.5, 0.5], [])], "x", "y"),
+        scatter(NASTY, [Series(NASTY, "s1", [4], [0.5])], "x", "y", (0, 1)),
+        steps(NASTY, [Series("a", "s1", [], [0, 0])], "x", "y"),
+        lines(NASTY, [Series(NASTY, "s1", [0, 1], [0.5, 0.5])], "x", "y"),
+        bars(NASTY, [Row(NASTY, "0", 0.0)]),
+        intervals(NASTY, [Row(NASTY, "50 %", 0.5, 0.4, 0.6), Row("b", "", 0.5)], 0.4, 0.6, 0.5, "r"),
+    ]
+    for figure in figures:
+        assert "<b>" not in figure.drawing and "nan" not in figure.drawing and "inf" not in figure.drawing
+        assert figure.drawing.startswith("<svg ") and figure.drawing.endswith("</svg>")
+
+
+def test_a_histogram_draws_every_value_once() -> None:
+    figure = histogram("h", [Series("a", "s1", [0, 0, 1], []), Series("b", "s0", [1, 1, 1], [])], "x", "y", bins=2)
+    columns = re.findall(r'<rect [^>]*height="([\d.]+)"[^>]*class="(s\d) fill"', figure.drawing)
+    heights = {style: sum(float(height) for height, own in columns if own == style) for style in ("s1", "s0")}
+    assert heights["s1"] == pytest.approx(heights["s0"], abs=0.2)  # three values each
+
+
+def test_many_classes_share_steps_of_their_mean() -> None:
+    figure = steps("s", [Series("a", "s1", [], np.arange(10_000))], "x", "y")
+    assert figure.drawing.count("L") < 2_000
