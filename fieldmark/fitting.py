@@ -1,0 +1,158 @@
+"""What the four training stages share: build the model, train it as the config says, leave weights and history."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fieldmark.artifacts import write_table
+from fieldmark.models import Architecture, Classifier, build_classifier, save_classifier
+from fieldmark.photosets import mixed_sampler
+from fieldmark.stage import log
+from fieldmark.training import Hardware, Phase, PhotoSet, train
+from fieldmark.views import Augmentation
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One entry of ``models:`` in the config; see there."""
+
+    backbone: str
+    weights: str
+    image_size: int
+    embedding: int = 0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """How one stage trains: its phases, each with the shares of its batches.
+
+    Attributes:
+        phases: settings of :class:`fieldmark.training.Phase`, and ``balanced`` and ``shares`` of its sampler.
+        prototype_strength: labels at which class prototypes have half the say; 0: no prototypes.
+    """
+
+    phases: Sequence[Mapping[str, Any]]
+    prototype_strength: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings of a training job.
+
+    Attributes:
+        model: backbone and image size.
+        stage: phases.
+        augmentation: strength of the random views.
+        hardware: devices, precision, memory.
+        seed: of all draws.
+        code: fingerprint of the stage's code; a checkpoint of other code is not resumed.
+    """
+
+    model: ModelSettings
+    stage: StageSettings
+    augmentation: Augmentation
+    hardware: Hardware
+    seed: int
+    code: str
+
+    @classmethod
+    def of_job(cls, job: Any) -> "Plan":
+        """The plan that the params, threads and resources of a Snakemake job hold."""
+        params = job.params
+        return cls(
+            model=ModelSettings(**params.model),
+            stage=StageSettings(**params.stage),
+            augmentation=Augmentation(**params.augmentation),
+            hardware=Hardware.of_job(job),
+            seed=params.seed,
+            code=params.code,
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage trains on.
+
+    Attributes:
+        photos: the training set.
+        parts: indices of its photos by kind, for the shares of a batch.
+        classes: labeled classes or clusters, the head's first outputs.
+        foreign: further outputs, for clusters of foreign photos.
+        counts: photos with a trusted target per output, for the prototypes.
+    """
+
+    photos: PhotoSet
+    parts: Mapping[str, np.ndarray]
+    classes: int
+    foreign: int = 0
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+def fit(
+    task: Task,
+    source: str,
+    plan: Plan,
+    weights: Path,
+    history: Path,
+    validate: Callable[[Classifier], float] | None = None,
+) -> None:
+    """Train on ``task`` from ``source`` and write the model and its history.
+
+    Args:
+        task: photos and outputs.
+        source: model file or pretrained weights to start from, see :func:`fieldmark.models.build_classifier`.
+        plan: how to train.
+        weights: where the model goes.
+        history: where the history table goes.
+        validate: see :func:`fieldmark.training.train`.
+    """
+    model, stage, seed = plan.model, plan.stage, plan.seed
+    architecture = Architecture(
+        backbone=model.backbone,
+        embedding=model.embedding,
+        classes=task.classes,
+        foreign=task.foreign,
+        prototypes=stage.prototype_strength > 0,
+        image_size=model.image_size,
+    )
+    classifier = build_classifier(architecture, source, seed=seed, dropout=model.dropout, drop_path=model.drop_path)
+    if classifier.blend is not None:
+        classifier.blend.set_counts(torch.from_numpy(task.counts), stage.prototype_strength)
+    phases = []
+    for number, settings in enumerate(stage.phases):
+        own = dict(settings)
+        balanced, shares = own.pop("balanced"), own.pop("shares")
+        phase = Phase(**own)
+        sampler = mixed_sampler(
+            task.photos,
+            task.parts,
+            shares,
+            balanced=balanced,
+            batch_size=phase.batch_size,
+            seed=seed * 1000 + number,
+        )
+        phases.append((phase, sampler))
+    sizes = {name: len(rows) for name, rows in task.parts.items()}
+    log.info("training %s on %s, %d outputs, from %s", model.backbone, sizes, task.classes + task.foreign, source)
+    checkpoint = weights.parent.parent / f".{weights.parent.name}.checkpoint.pt"
+    table = train(
+        classifier,
+        phases,
+        task.photos,
+        plan.augmentation,
+        plan.hardware,
+        seed=seed,
+        checkpoint=checkpoint,
+        # A retry may get more memory or threads, which change nothing; how batches are mixed does.
+        identity=repr([plan.code, plan.model, plan.stage]),
+        validate=validate,
+    )
+    write_table(table, "history", history)
+    save_classifier(classifier, weights)
+    checkpoint.unlink(missing_ok=True)

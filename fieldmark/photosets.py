@@ -1,0 +1,90 @@
+"""From tables to training sets: which photos a stage trains on, with which targets and in which shares."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+from fieldmark.artifacts import TAXA
+from fieldmark.sampling import BalancedSampler, EpochSampler, MixedSampler, Sampler
+from fieldmark.training import PhotoSet
+
+
+def coarse_taxon_codes(manifest: pl.DataFrame, classes: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The known coarse taxa as numbers.
+
+    Args:
+        manifest: photos, with nulls in the taxon columns that are not known for all.
+        classes: the labeled classes, ordered by class_id.
+
+    Returns:
+        (N,) code of each photo and (C,) code of each class, over all taxon columns that the manifest fills for
+        unlabeled photos; −1 where one is missing, and everywhere if no column is known.
+    """
+    unlabeled = manifest.filter(pl.col("split") == "unlabeled")
+    known = [taxon for taxon in TAXA if unlabeled[taxon].null_count() < len(unlabeled)]
+    if not known:
+        return np.full(len(manifest), -1), np.full(len(classes), -1)
+    # A struct of several columns would compare nulls as values; the joined text is null as soon as one is.
+    keys = pl.concat_str([pl.col(taxon) for taxon in known], separator="\x1f", ignore_nulls=False)
+    of_photo, of_class = (frame.select(keys.alias("key"))["key"] for frame in (manifest, classes))
+    names = {name: code for code, name in enumerate(sorted(set(of_photo.drop_nulls()) | set(of_class.drop_nulls())))}
+    return tuple(
+        np.array([-1 if key is None else names[key] for key in column], dtype=np.int64)
+        for column in (of_photo, of_class)
+    )  # type: ignore[return-value]
+
+
+def photo_set(rows: pl.DataFrame, taxon_of_class: np.ndarray | None = None) -> PhotoSet:
+    """A training set from rows with image_id, path, target and, optionally, weight and taxon."""
+    count = len(rows)
+    weight = rows["weight"].to_numpy() if "weight" in rows.columns else np.ones(count)
+    taxon = rows["taxon"].to_numpy() if "taxon" in rows.columns else np.full(count, -1)
+    return PhotoSet(
+        image_ids=rows["image_id"].to_list(),
+        paths=rows["path"].to_list(),
+        target=rows["target"].to_numpy().astype(np.int64),
+        weight=weight.astype(np.float32),
+        taxon=taxon.astype(np.int64),
+        taxon_of_class=np.zeros(0, dtype=np.int64) if taxon_of_class is None else taxon_of_class.astype(np.int64),
+    )
+
+
+def mixed_sampler(
+    photos: PhotoSet,
+    parts: Mapping[str, np.ndarray],
+    shares: Mapping[str, float],
+    *,
+    balanced: bool,
+    batch_size: int,
+    seed: int,
+) -> Sampler:
+    """Batches with the given share of each part; parts without photos or with share zero are left out.
+
+    Args:
+        photos: the training set.
+        parts: indices of its photos by kind: labeled, pseudo, foreign, unlabeled, clusters.
+        shares: share of a batch by kind, not necessarily summing to one; kinds that are not named are left out.
+            Empty: all kinds alike.
+        balanced: whether targets, rather than photos, take turns within a part; photos without target never do.
+        batch_size: photos per batch.
+        seed: of the order.
+
+    Raises:
+        ValueError: if no part is left, or the batch is too small for those that are.
+    """
+    chosen: list[tuple[Sampler, float]] = []
+    for number, (name, rows) in enumerate(parts.items()):
+        share = shares.get(name, 0.0) if shares else 1.0
+        if share <= 0 or len(rows) == 0:
+            continue
+        own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        target = photos.target[rows]
+        if balanced and (target >= 0).all():
+            chosen.append((BalancedSampler(rows, target, own_seed), share))
+        else:
+            chosen.append((EpochSampler(rows, own_seed), share))
+    if not chosen:
+        sizes = ", ".join(f"{name}: {len(rows)}" for name, rows in parts.items())
+        raise ValueError(f"no photos to train on ({sizes}; shares {dict(shares)}); give a part that has photos a share")
+    return MixedSampler(chosen, batch_size)

@@ -1,0 +1,354 @@
+"""The one training loop, behind pre-training, guide, refining and fine-tuning alike.
+
+Everything random at a step is a function of the seed and the step's number, so a checkpoint needs weights, optimizer
+and the step alone, and a resumed run ends with the same bytes as an uninterrupted one.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning_fabric
+import numpy as np
+import polars as pl
+import torch
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+
+from fieldmark.checkpoint import Checkpoint
+from fieldmark.images import PhotoStore
+from fieldmark.losses import marginal_loss, weighted_cross_entropy
+from fieldmark.models import Classifier, freeze_layers, freeze_norms
+from fieldmark.sampling import Sampler
+from fieldmark.stage import Progress, log
+from fieldmark.views import Augmentation, collate, decode_side, normalise, random_views
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss is not a number, say."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how to compute.
+
+    Attributes:
+        accelerator: cpu or cuda.
+        devices: processes, one per device.
+        precision: 32-true or bf16-mixed.
+        cache_mb: memory for decoded photos, megabytes.
+        decode_threads: threads that decode photos.
+        checkpoint_seconds: least time between two checkpoints.
+    """
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    cache_mb: int = 1024
+    decode_threads: int = 2
+    checkpoint_seconds: float = 120.0
+
+    @classmethod
+    def of_job(cls, job: Any) -> "Hardware":
+        """What a Snakemake job was given: its threads, its GPUs if the machine has any, half its memory for photos."""
+        gpus = min(job.resources.get("gpu", 0), torch.cuda.device_count())
+        return cls(
+            accelerator="cuda" if gpus else "cpu",
+            devices=max(1, gpus),
+            precision=job.params.precision,
+            cache_mb=job.resources.mem_mb // 2,
+            decode_threads=job.threads,
+        )
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer run over the model; two-stage fine-tuning has two.
+
+    Attributes:
+        name: shown in the history.
+        steps: optimizer steps.
+        batch_size: photos per step, over all devices together.
+        learning_rate: peak rate of the deepest layers; warm-up, then half a cosine to zero.
+        head_multiplier: rate of neck and head relative to that.
+        layer_decay: rate of each block relative to the next deeper one (1: the same everywhere).
+        weight_decay: of AdamW, on weight matrices only.
+        warmup: share of the steps in which the rate rises linearly.
+        frozen_norms: keep BN/LN as pretrained.
+        frozen_layers: blocks at the input that are not trained.
+        frozen_backbone: train neck and head only.
+        label_smoothing: see :func:`fieldmark.losses.weighted_cross_entropy`.
+        marginal_weight: weight of the coarse-taxon loss on photos without a target.
+        clip: largest norm of the gradient.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    head_multiplier: float = 1.0
+    layer_decay: float = 1.0
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    frozen_norms: bool = True
+    frozen_layers: int = 0
+    frozen_backbone: bool = False
+    label_smoothing: float = 0.1
+    marginal_weight: float = 0.0
+    clip: float = 5.0
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """The photos to train on, in parallel arrays.
+
+    Attributes:
+        image_ids: names, for messages.
+        paths: files.
+        target: class, cluster or subcluster of each; −1 for photos that only have a coarse taxon.
+        weight: of each photo's loss.
+        taxon: coarse taxon of each, −1 for none.
+        taxon_of_class: coarse taxon of each output of the head; empty if the marginal loss is not used.
+    """
+
+    image_ids: Sequence[str]
+    paths: Sequence[str]
+    target: np.ndarray
+    weight: np.ndarray
+    taxon: np.ndarray
+    taxon_of_class: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def digest(self) -> str:
+        """Hash of everything that training on these photos depends on, files' contents aside."""
+        whole = hashlib.sha256("\n".join([*self.image_ids, *self.paths]).encode())
+        for array in (self.target, self.weight, self.taxon, self.taxon_of_class):
+            whole.update(np.ascontiguousarray(array).tobytes())
+        return whole.hexdigest()
+
+
+def learning_rate_at(phase: Phase, step: int) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then half a cosine to zero."""
+    warmup = max(1, round(phase.warmup * phase.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, phase.steps - warmup)))
+
+
+def prepare(model: Classifier, phase: Phase) -> torch.optim.Optimizer:
+    """Freeze what the phase freezes and make its optimizer, with layer-wise learning rates."""
+    model.requires_grad_(True)
+    if phase.frozen_backbone:
+        model.backbone.requires_grad_(False)
+    else:
+        freeze_layers(model.backbone, phase.frozen_layers)
+        if phase.frozen_norms:
+            freeze_norms(model.backbone)
+    # Position embeddings and class tokens are no weight matrices, whatever their shape; their models name them.
+    exempt = model.backbone.no_weight_decay() if hasattr(model.backbone, "no_weight_decay") else ()
+    layers = param_groups_layer_decay(model.backbone, phase.weight_decay, exempt, layer_decay=phase.layer_decay)
+    groups = [
+        {"params": group["params"], "weight_decay": group["weight_decay"], "scale": group["lr_scale"]}
+        for group in layers
+    ]
+    groups = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in groups]
+    for layer in (model.neck, model.head):
+        groups.append({"params": [layer.weight], "weight_decay": phase.weight_decay, "scale": phase.head_multiplier})
+        groups.append({"params": [layer.bias], "weight_decay": 0.0, "scale": phase.head_multiplier})
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=phase.learning_rate, foreach=True)
+
+
+def _train_mode(model: Classifier, phase: Phase) -> None:
+    model.train()
+    if phase.frozen_backbone:
+        model.backbone.eval()
+        return
+    for layer in model.backbone.modules():
+        own = list(layer.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            layer.eval()
+
+
+def batch_loss(
+    model: nn.Module, images: Tensor, photos: PhotoSet, rows: np.ndarray, phase: Phase
+) -> tuple[Tensor, Tensor]:
+    """Loss of one batch, and its embeddings: cross entropy on targets plus the marginal loss on coarse taxa."""
+    device = images.device
+    target, taxon = (torch.from_numpy(a[rows]).to(device) for a in (photos.target, photos.taxon))
+    weight = torch.from_numpy(photos.weight[rows]).to(device)
+    embedding, logits = model(images)
+    loss = weighted_cross_entropy(logits, target, weight, phase.label_smoothing)
+    if phase.marginal_weight and len(photos.taxon_of_class):
+        taxon_of_class = torch.from_numpy(photos.taxon_of_class).to(device)
+        untargeted = weight * (target < 0)
+        loss = loss + phase.marginal_weight * marginal_loss(logits, taxon, taxon_of_class, untargeted)
+    return loss, embedding
+
+
+def train(
+    model: Classifier,
+    phases: Sequence[tuple[Phase, Sampler]],
+    photos: PhotoSet,
+    augmentation: Augmentation,
+    hardware: Hardware,
+    *,
+    seed: int,
+    checkpoint: Path,
+    identity: str,
+    validate: Callable[[Classifier], float] | None = None,
+) -> pl.DataFrame:
+    """Train ``model`` in place through all phases, resuming from ``checkpoint`` if it is of the same run.
+
+    Args:
+        model: what to train.
+        phases: each with the sampler that forms its batches.
+        photos: the photos that the samplers' indices point into.
+        augmentation: strength of the random views.
+        hardware: devices, precision, memory.
+        seed: of all draws.
+        checkpoint: file to resume from and to save to; the caller removes it once the result is safe.
+        identity: what else the run depends on (the code's fingerprint); a checkpoint of another is not used.
+        validate: gives top-1 accuracy on the validation photos, asked at the end of each phase.
+
+    Returns:
+        A ``history`` table, about a hundred rows per phase.
+
+    Raises:
+        TrainingError: if the loss or the gradient is not finite; names the step and the photos.
+    """
+    fabric = lightning_fabric.Fabric(
+        accelerator=hardware.accelerator, devices=hardware.devices, precision=hardware.precision
+    )
+    fabric.launch()
+    # The printed model shows what its weights do not: dropout and stochastic depth.
+    settings = repr([seed, [asdict(phase) for phase, _ in phases], asdict(augmentation), model.architecture, model])
+    settings += f" {hardware.accelerator} {hardware.devices} {hardware.precision}"
+    start = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        start.update(tensor.cpu().numpy().tobytes())
+    whole = hashlib.sha256(f"{identity} {settings} {photos.digest()} {start.hexdigest()}".encode()).hexdigest()
+    keeper = Checkpoint(checkpoint, whole, hardware.checkpoint_seconds)
+    resumed = keeper.load()
+    rows: list[dict] = list(resumed["history"]) if resumed else []
+    first_phase, first_step = (resumed["phase"], resumed["step"]) if resumed else (0, 0)
+    if resumed:
+        model.load_state_dict(resumed["model"])
+        log.info("resuming %s at step %d", phases[first_phase][0].name, first_step)
+    side = decode_side(model.architecture.image_size)
+    with PhotoStore(photos.paths, side, hardware.cache_mb * 2**20, hardware.decode_threads) as store:
+        for number, (phase, sampler) in enumerate(phases):
+            if number < first_phase:
+                continue
+            optimizer_state = resumed["optimizer"] if resumed and number == first_phase else None
+            run = _PhaseRun(fabric, model, phase, number, sampler, photos, store, augmentation, seed)
+            run.go(first_step if number == first_phase else 0, optimizer_state, rows, keeper)
+            if validate is not None:
+                model.eval()
+                rows[-1]["val_top1"] = validate(model)
+                log.info("%s: top-1 on val %.3f", phase.name, rows[-1]["val_top1"])
+    model.eval()
+    return pl.DataFrame(rows, schema_overrides={"val_top1": pl.Float32})
+
+
+class _PhaseRun:
+    """The steps of one phase."""
+
+    def __init__(
+        self,
+        fabric: lightning_fabric.Fabric,
+        model: Classifier,
+        phase: Phase,
+        number: int,
+        sampler: Sampler,
+        photos: PhotoSet,
+        store: PhotoStore,
+        augmentation: Augmentation,
+        seed: int,
+    ) -> None:
+        self.fabric, self.model, self.phase, self.number = fabric, model, phase, number
+        self.sampler, self.photos, self.store = sampler, photos, store
+        self.augmentation, self.seed = augmentation, seed
+
+    def go(self, first: int, optimizer_state: dict | None, rows: list[dict], keeper: Checkpoint) -> None:
+        """Run from step ``first`` to the end, appending to ``rows``."""
+        phase, fabric = self.phase, self.fabric
+        wrapped, optimizer = fabric.setup(self.model, prepare(self.model, phase))
+        if optimizer_state is not None:
+            # Only now are the weights on their device, which the state follows.
+            optimizer.load_state_dict(optimizer_state)
+        progress = Progress(phase.name, phase.steps * phase.batch_size)
+        progress.skip(first * phase.batch_size)
+        every = max(1, phase.steps // 100)
+        upcoming = self._rows(first)
+        for step in range(first, phase.steps):
+            chosen = upcoming
+            if step + 1 < phase.steps:
+                upcoming = self._rows(step + 1)
+            loss, norm = self._step(step, chosen, upcoming, wrapped, optimizer)
+            progress.add(phase.batch_size, f"loss {loss:.3f}")
+            if step % every == every - 1 or step == phase.steps - 1:
+                rows.append(self._history(step, loss, norm))
+            if step + 1 < phase.steps:
+                keeper.save(fabric, lambda s=step: self._state(s + 1, optimizer, rows))  # type: ignore[misc]
+
+    def _rows(self, step: int) -> np.ndarray:
+        """This device's share of the step's batch: indices of photos."""
+        batch = self.sampler.positions(step * self.phase.batch_size, self.phase.batch_size)
+        return batch[self.fabric.global_rank :: self.fabric.world_size]
+
+    def _step(
+        self, step: int, chosen: np.ndarray, upcoming: np.ndarray, wrapped: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[float, float]:
+        phase = self.phase
+        # Dropout and stochastic depth draw from the global generator, views from one of their own.
+        draws = np.random.SeedSequence([self.seed, self.number, step, self.fabric.global_rank]).generate_state(2)
+        torch.manual_seed(int(draws[0]))
+        generator = torch.Generator().manual_seed(int(draws[1]))
+        batch, sizes = (part.to(self.fabric.device) for part in collate(self.store.get(chosen)))
+        self.store.prefetch(upcoming)
+        side = self.model.architecture.image_size
+        views = normalise(random_views(batch, sizes, side, self.augmentation, generator), self.model.normalisation)
+        _train_mode(self.model, phase)
+        rate = learning_rate_at(phase, step)
+        for group in optimizer.param_groups:
+            group["lr"] = phase.learning_rate * group["scale"] * rate
+        loss, embedding = batch_loss(wrapped, views, self.photos, chosen, phase)
+        optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        norm = self.fabric.clip_gradients(wrapped, optimizer, max_norm=phase.clip, error_if_nonfinite=False)
+        assert norm is not None  # None stands for clipping by value
+        values = float(loss.detach()), float(norm)
+        if not all(map(math.isfinite, values)):
+            names = ", ".join(self.photos.image_ids[row] for row in chosen[:8])
+            raise TrainingError(
+                f"{phase.name}, step {step}: loss {values[0]}, gradient norm {values[1]}; photos {names}, …. "
+                f"Lower learning_rate ({phase.learning_rate}) or use precision 32-true, and look at these photos"
+            )
+        optimizer.step()
+        if self.model.blend is not None:
+            target = torch.from_numpy(self.photos.target[chosen]).to(embedding.device)
+            self.model.blend.update(embedding.detach(), target)
+        return values
+
+    def _history(self, step: int, loss: float, norm: float) -> dict:
+        phase = self.phase
+        return {
+            "phase": phase.name,
+            "step": step,
+            "epoch": (step + 1) * phase.batch_size / len(self.photos.paths),
+            "loss": loss,
+            "learning_rate": phase.learning_rate * learning_rate_at(phase, step),
+            "gradient_norm": norm,
+            "val_top1": None,
+        }
+
+    def _state(self, step: int, optimizer: torch.optim.Optimizer, rows: list[dict]) -> dict:
+        return {
+            "phase": self.number,
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "history": rows,
+        }

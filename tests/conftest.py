@@ -1,0 +1,65 @@
+"""Fixtures that several tests share: a few tiny photos on disk and a tiny classifier.
+
+torch is imported inside the fixtures, so that tests without it start at once.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from fieldmark.models import Classifier
+    from fieldmark.training import PhotoSet
+
+# Read when torch and faiss are first imported: one thread each, because more make tiny arrays slower, not faster.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+COLORS = [(220, 40, 40), (40, 200, 40), (40, 40, 220)]
+SIZES = [(44, 40), (40, 52), (48, 48), (64, 40)]  # width, height
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> "PhotoSet":
+    """Twelve noisy photos of various sizes in three classes, told apart by their colour."""
+    from fieldmark.training import PhotoSet
+
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    paths = []
+    for number in range(12):
+        width, height = SIZES[number // 3]
+        pixels = np.array(COLORS[number % 3]) + generator.normal(0, 30, (height, width, 3))
+        paths.append(folder / f"{number:02d}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return PhotoSet(
+        image_ids=[path.stem for path in paths],
+        paths=[str(path) for path in paths],
+        target=np.arange(12) % 3,
+        weight=np.ones(12, dtype=np.float32),
+        taxon=np.full(12, -1),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., "Classifier"]:
+    """A maker of classifiers with a tiny backbone (BN, 32 px); keyword arguments as in ``Architecture``."""
+    from fieldmark.models import Architecture, Classifier, build_classifier
+
+    def make(dropout: float = 0.0, drop_path: float = 0.0, seed: int = 0, **changes: object) -> Classifier:
+        fields = {"backbone": "test_efficientnet", "embedding": 0, "classes": 3, "foreign": 0}
+        fields |= {"prototypes": False, "image_size": 32, **changes}
+        architecture = Architecture(**fields)  # type: ignore[arg-type]
+        return build_classifier(architecture, "none", seed=seed, dropout=dropout, drop_path=drop_path)
+
+    return make
+
+
+@pytest.fixture
+def leftovers(tmp_path: Path) -> Callable[[], list[str]]:
+    """A function that lists the names in the test's folder: what was left behind."""
+    return lambda: sorted(path.name for path in tmp_path.iterdir())

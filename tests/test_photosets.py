@@ -1,0 +1,199 @@
+"""From tables to training sets: codes of coarse taxa, shares of batches, and what each stage trains on."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from fieldmark.artifacts import TAXA
+from fieldmark.photosets import coarse_taxon_codes, mixed_sampler, photo_set
+from workflow.scripts.finetune_classifier import classification_task
+from workflow.scripts.pretrain_backbone import cluster_task
+from workflow.scripts.refine_backbone import subcluster_task
+from workflow.scripts.train_guide import guide_task
+
+
+def manifest(*rows: tuple[str, str, int | None, str | None, str | None]) -> pl.DataFrame:
+    """Photos by image_id, split, class_id, order and family."""
+    names = {"image_id": pl.String, "split": pl.String, "class_id": pl.Int32, "order": pl.String, "family": pl.String}
+    frame = pl.DataFrame(list(rows), schema=names, orient="row")
+    others = [pl.lit(None, pl.String).alias(taxon) for taxon in TAXA if taxon not in names]
+    return frame.with_columns(*others, ("photos/" + pl.col("image_id")).alias("path"))
+
+
+PHOTOS = manifest(
+    ("a", "labeled", 0, "O1", "F1"),
+    ("b", "labeled", 1, "O1", "F2"),
+    ("c", "labeled", 1, "O1", None),
+    ("d", "test", None, None, None),
+    ("e", "unlabeled", None, "O1", "F2"),
+    ("f", "unlabeled", None, "O2", "F1"),
+    ("g", "unlabeled", None, "O1", None),
+    ("h", "unlabeled", None, "O9", "F9"),
+    ("i", "val", 0, "O1", "F1"),
+)
+CLASSES = pl.DataFrame(
+    {"class_id": [0, 1, 2], "order": ["O1", "O1", "O2"], "family": ["F1", "F2", "F1"]}
+    | {taxon: [None] * 3 for taxon in TAXA if taxon not in ("order", "family")}
+)
+
+
+def test_taxa_that_unlabeled_photos_have_become_codes() -> None:
+    of_photo, of_class = coarse_taxon_codes(PHOTOS, CLASSES)
+    keys = ["O1F1", "O1F2", None, None, "O1F2", "O2F1", None, "O9F9", "O1F1"]
+    class_keys = ["O1F1", "O1F2", "O2F1"]
+    code = dict(zip(class_keys, of_class.tolist(), strict=True))
+    assert len({*code.values()}) == 3 and -1 not in code.values()
+    for key, found in zip(keys, of_photo.tolist(), strict=True):
+        if key is None:
+            assert found == -1
+        elif key in code:
+            assert found == code[key]
+        else:
+            assert found >= 0 and found not in code.values()
+
+
+def test_taxa_that_no_unlabeled_photo_has_are_not_used() -> None:
+    hidden = PHOTOS.with_columns(
+        family=pl.when(pl.col("split") == "unlabeled").then(None).otherwise(pl.col("family")),
+    )
+    of_photo, of_class = coarse_taxon_codes(hidden, CLASSES)
+    assert of_class[0] == of_class[1] != of_class[2]
+    assert of_photo[2] == of_photo[6] == of_class[0] and of_photo[5] == of_class[2]
+
+
+@pytest.mark.parametrize("without", [["order", "family"], "unlabeled photos"])
+def test_without_known_taxa_every_code_is_minus_one(without: list[str] | str) -> None:
+    if isinstance(without, str):
+        photos = PHOTOS.filter(pl.col("split") != "unlabeled")
+    else:
+        blank = [pl.when(pl.col("split") != "unlabeled").then(pl.col(taxon)).alias(taxon) for taxon in without]
+        photos = PHOTOS.with_columns(blank)
+    for codes, frame in zip(coarse_taxon_codes(photos, CLASSES), (photos, CLASSES), strict=True):
+        assert codes.tolist() == [-1] * len(frame)
+
+
+ROWS = pl.DataFrame(
+    {
+        "image_id": [f"p{number}" for number in range(9)],
+        "path": [f"p{number}.jpg" for number in range(9)],
+        "target": [0, 0, 0, 0, 1, 2, -1, -1, -1],
+    }
+)
+PARTS = {"labeled": np.arange(5), "pseudo": np.arange(5, 6), "unlabeled": np.arange(6, 9), "foreign": np.arange(0)}
+
+
+def draw(steps: int = 10, **changes: Any) -> np.ndarray:
+    how: dict[str, Any] = {"shares": {}, "balanced": False, "batch_size": 6, "seed": 1, "parts": PARTS, **changes}
+    parts, shares = how.pop("parts"), how.pop("shares")
+    sampler = mixed_sampler(photo_set(ROWS), parts, shares, **how)
+    return np.stack([sampler.positions(step * how["batch_size"], how["batch_size"]) for step in range(steps)])
+
+
+def test_a_photo_set_fills_in_weights_and_taxa() -> None:
+    plain = photo_set(ROWS)
+    assert plain.weight.tolist() == [1] * 9 and plain.taxon.tolist() == [-1] * 9 and len(plain.taxon_of_class) == 0
+    assert (plain.weight.dtype, plain.target.dtype) == (np.float32, np.int64)
+    full = ROWS.with_columns(weight=pl.lit(0.5), taxon=pl.lit(3))
+    assert photo_set(full, np.array([3])).weight.tolist() == [0.5] * 9
+    assert photo_set(full).digest() != plain.digest() == photo_set(ROWS).digest()
+
+
+def test_batches_hold_the_shares_of_their_parts() -> None:
+    drawn = draw(shares={"labeled": 3, "pseudo": 1, "unlabeled": 2})
+    for batch in drawn:
+        assert [int(np.isin(batch, PARTS[name]).sum()) for name in PARTS] == [3, 1, 2, 0]
+
+
+def test_parts_without_share_or_photos_are_left_out_and_unnamed_ones_count_one() -> None:
+    drawn = draw(shares={"unlabeled": 0.0, "foreign": 1.0})
+    for batch in drawn:
+        assert [int(np.isin(batch, PARTS[name]).sum()) for name in PARTS] == [3, 3, 0, 0]
+
+
+def test_balanced_batches_let_targets_take_turns_but_not_photos_without_one() -> None:
+    drawn = draw(40, balanced=True, shares={"labeled": 1, "pseudo": 0, "unlabeled": 1})
+    target = ROWS["target"].to_numpy()[drawn]
+    assert (target == 0).sum() == (target == 1).sum() == 60
+    assert np.bincount(drawn[target < 0])[6:].tolist() == [40, 40, 40]
+    plain = ROWS["target"].to_numpy()[draw(40, shares={"pseudo": 0, "unlabeled": 0})]
+    assert (plain == 0).sum() == 4 * (plain == 1).sum()
+
+
+def test_the_order_depends_on_the_seed_and_differs_between_parts() -> None:
+    assert draw(seed=3).tolist() == draw(seed=3).tolist() != draw(seed=4).tolist()
+    twins = draw(parts={"labeled": np.arange(5), "clusters": np.arange(5)}, batch_size=10)
+    assert any(batch[:5].tolist() != batch[5:].tolist() for batch in twins)
+
+
+def test_nothing_to_train_on_is_reported_with_the_parts() -> None:
+    with pytest.raises(ValueError, match=r"no photos to train on \(foreign: 0; shares \{\}\)"):
+        draw(parts={"foreign": np.arange(0)})
+    with pytest.raises(ValueError, match=r"\(labeled: 5; shares \{'labeled': 0\}\)"):
+        draw(parts={"labeled": np.arange(5)}, shares={"labeled": 0})
+
+
+CLUSTERS = pl.DataFrame({"image_id": ["a", "c", "e", "f", "g", "h"], "cluster": [4, 4, 4, 7, 7, 9]})
+KEPT = pl.DataFrame({"cluster": [9, 7, 4], "kept": [False, True, True], "foreign": [False, True, False]})
+
+
+def test_pretraining_takes_photos_of_kept_clusters_numbered_from_zero() -> None:
+    task = cluster_task(PHOTOS, CLUSTERS, KEPT)
+    assert task.photos.image_ids == ["a", "c", "e", "f", "g"]
+    assert task.photos.paths[0] == "photos/a"
+    assert task.photos.target.tolist() == [0, 0, 0, 1, 1]
+    assert (task.classes, task.foreign, task.counts.tolist()) == (2, 0, [3, 2])
+
+
+def test_the_guide_takes_labels_and_unlabeled_photos_of_foreign_clusters() -> None:
+    clusters = pl.concat([CLUSTERS, pl.DataFrame({"image_id": ["b"], "cluster": [7]})])
+    task = guide_task(PHOTOS, CLASSES, clusters, KEPT)
+    assert task.photos.image_ids == ["a", "b", "c", "f", "g"]  # b, though in a foreign cluster, by its label alone
+    assert task.photos.target.tolist() == [0, 1, 1, 3, 3]
+    assert {name: rows.tolist() for name, rows in task.parts.items()} == {"labeled": [0, 1, 2], "foreign": [3, 4]}
+    assert (task.classes, task.foreign, task.counts.tolist()) == (3, 1, [1, 2, 0, 2])
+
+
+def test_the_guide_manages_without_foreign_clusters() -> None:
+    task = guide_task(PHOTOS, CLASSES, CLUSTERS, KEPT.with_columns(foreign=pl.lit(False)))
+    assert task.photos.image_ids == ["a", "b", "c"] and task.foreign == 0 and len(task.parts["foreign"]) == 0
+
+
+def test_refining_takes_subclusters_as_classes() -> None:
+    subclusters = pl.DataFrame({"image_id": ["e", "a", "b", "c"], "class_id": [1, 0, 1, 1], "subcluster": [8, 2, 5, 8]})
+    task = subcluster_task(PHOTOS, subclusters)
+    assert task.photos.image_ids == ["a", "b", "c", "e"]
+    assert task.photos.target.tolist() == [0, 1, 2, 2]
+    assert (task.classes, task.counts.tolist()) == (3, [1, 1, 2])
+
+
+def test_fine_tuning_takes_labels_selected_pseudo_labels_and_bare_photos() -> None:
+    pseudo = pl.DataFrame(
+        {
+            "image_id": ["e", "f", "g", "h"],
+            "class_id": [1, 2, 0, 0],
+            "confidence": [0.9, 0.7, 0.5, 0.5],
+            "selected": [True, True, False, False],
+        },
+        schema_overrides={"confidence": pl.Float32},
+    )
+    task = classification_task(PHOTOS, CLASSES, pseudo)
+    assert task.photos.image_ids == ["a", "b", "c", "e", "f", "g", "h"]
+    assert task.photos.target.tolist() == [0, 1, 1, 1, 2, -1, -1]
+    np.testing.assert_allclose(task.photos.weight, [1, 1, 1, 0.9, 0.7, 1, 1])
+    assert {name: rows.tolist() for name, rows in task.parts.items()} == {
+        "labeled": [0, 1, 2],
+        "pseudo": [3, 4],
+        "unlabeled": [5, 6],
+    }
+    assert task.counts.tolist() == [1, 2, 0]  # of trusted labels
+    of_photo, of_class = coarse_taxon_codes(PHOTOS, CLASSES)
+    assert task.photos.taxon.tolist() == of_photo[[0, 1, 2, 4, 5, 6, 7]].tolist()
+    assert task.photos.taxon_of_class.tolist() == of_class.tolist()
+
+
+def test_the_baseline_has_no_pseudo_labels_and_never_sees_val_or_test() -> None:
+    task = classification_task(PHOTOS, CLASSES, None)
+    assert task.photos.image_ids == ["a", "b", "c", "e", "f", "g", "h"]
+    assert task.photos.target.tolist() == [0, 1, 1, -1, -1, -1, -1] and len(task.parts["pseudo"]) == 0

@@ -1,0 +1,48 @@
+"""S1: embed every photo of a shard with pretrained weights (round 0) or the previous round's model."""
+
+from fieldmark.stage import start
+
+if "snakemake" in globals():
+    start(snakemake)
+
+from pathlib import Path
+
+import polars as pl
+
+from fieldmark.artifacts import read_table, write_table
+from fieldmark.fitting import ModelSettings
+from fieldmark.inference import ViewPlan, infer
+from fieldmark.models import Architecture, build_classifier, load_classifier
+from fieldmark.training import Hardware
+
+
+def extract_features(shard: Path, source: str, model: ModelSettings, hardware: Hardware, target: Path) -> None:
+    """Write the embeddings of a shard's photos.
+
+    Args:
+        shard: a ``shard`` table.
+        source: a fieldmark model file, or what :func:`fieldmark.models.load_pretrained` takes.
+        model: backbone and image size.
+        hardware: device and precision.
+        target: where the ``features`` table goes; embeddings are unit vectors, averaged over a photo and its mirror
+            image.
+    """
+    photos = read_table("shard", shard)
+    if Path(source).suffix == ".safetensors" and source != model.weights:
+        classifier = load_classifier(source)
+    else:
+        architecture = Architecture(model.backbone, 0, 1, 0, False, model.image_size)
+        classifier = build_classifier(architecture, source, seed=0)
+    embeddings, _ = infer(classifier, photos["path"].to_list(), ViewPlan(flip=True), hardware)
+    column = pl.Series("embedding", embeddings, dtype=pl.Array(pl.Float32, embeddings.shape[1]))
+    write_table(pl.DataFrame([photos["image_id"], column]), "features", target)
+
+
+if "snakemake" in globals():
+    extract_features(
+        shard=Path(snakemake.input.shard),
+        source=snakemake.input.get("weights") or snakemake.params.model["weights"],
+        model=ModelSettings(**snakemake.params.model),
+        hardware=Hardware.of_job(snakemake),
+        target=Path(snakemake.output[0]),
+    )
