@@ -1,0 +1,38 @@
+"""fieldmark: a few labeled photos and many unlabeled ones into a fine-grained image classifier."""
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+from fieldmark.config import ConfigError, model_settings, resolve, stage_settings
+from fieldmark.fingerprint import fingerprint
+
+
+configfile: "config.yaml"
+
+
+try:
+    resolve(config)
+except ConfigError as problem:
+    sys.exit(str(problem))
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/cluster.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/select.smk"
+include: "workflow/rules/predict.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "results/submission.csv",
+        "results/report.html",
+    localrule: True

@@ -1,0 +1,283 @@
+"""The configuration: the demo's is sound, defaults are filled in, and each kind of mistake is named with its key."""
+
+import copy
+import dataclasses
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fieldmark.config import SCHEMA_FILE, STAGES, ConfigError, model_settings, resolve, stage_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+SCHEMA: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+PHASE_SCHEMA = SCHEMA["$defs"]["stage"]["properties"]["phases"]["items"]["properties"]
+MODEL_SCHEMA = SCHEMA["properties"]["models"]["additionalProperties"]["properties"]
+
+PHASE = {"steps": 5, "learning_rate": 0.001}
+
+
+def minimal() -> dict[str, Any]:
+    """The least that a configuration must say."""
+    return {
+        "data": {"format": "folder", "root": "photos"},
+        "models": {"m": {"backbone": "resnet18", "image_size": 64, "recipes": ["plain"]}},
+        "pretrain": {"phases": [dict(PHASE)]},
+        "guide": {"phases": [dict(PHASE)]},
+        "refine": {"phases": [dict(PHASE)]},
+        "recipes": {"plain": {"phases": [dict(PHASE)]}},
+    }
+
+
+def put(config: dict[str, Any], path: str, value: Any) -> None:
+    """Set the entry at a path such as ``pretrain.phases.0.steps``."""
+    *parents, last = path.split(".")
+    for name in parents:
+        config = config[int(name)] if isinstance(config, list) else config.setdefault(name, {})
+    config[last] = value
+
+
+def problems(**entries: Any) -> str:
+    """What :func:`resolve` says about the minimal configuration with some entries replaced."""
+    config = minimal()
+    for path, value in entries.items():
+        put(config, path.replace("__", "."), value)
+    with pytest.raises(ConfigError) as caught:
+        resolve(config)
+    return str(caught.value)
+
+
+def test_the_demos_configuration_resolves() -> None:
+    config = resolve(copy.deepcopy(DEMO))
+    for model in config["models"]:
+        assert model_settings(config, model)["image_size"] == config["models"][model]["image_size"]
+        for stage in (*STAGES, *config["models"][model]["recipes"]):
+            assert stage_settings(config, model, stage)["phases"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_overriding_files_resolve_over_the_demos_configuration(file: Path) -> None:
+    def merge(base: dict[str, Any], other: dict[str, Any]) -> None:
+        for key, value in other.items():
+            if isinstance(value, dict) and isinstance(base.get(key), dict):
+                merge(base[key], value)
+            else:
+                base[key] = value
+
+    config = copy.deepcopy(DEMO)
+    merge(config, yaml.safe_load(file.read_text(encoding="utf-8")))
+    resolve(config)
+
+
+def test_defaults_are_filled_in() -> None:
+    config = resolve(minimal())
+    assert config["seed"] == 1 and config["data"]["leaks"] == "drop" and config["data"]["openset"] is None
+    assert config["models"]["m"]["weights"] == "hub" and config["models"]["m"]["overrides"] == {}
+    assert config["cluster"]["pca_dim"] == 64  # of a section that is not there at all
+    for stage in (*STAGES, "plain"):
+        (phase,) = stage_settings(config, "m", stage)["phases"]
+        assert phase["name"] == stage and phase["steps"] == 5 and phase["batch_size"] == 32 and phase["shares"] == {}
+
+
+def test_resolving_twice_changes_nothing() -> None:
+    once = resolve(minimal())
+    assert resolve(copy.deepcopy(once)) == once
+
+
+def test_defaults_are_not_shared() -> None:
+    config, other = resolve(minimal()), resolve(minimal())
+    config["pretrain"]["phases"][0]["shares"]["labeled"] = 1.0
+    config["predict"]["scales"].append(9)
+    config["models"]["m"]["overrides"]["guide"] = {}
+    assert config["guide"]["phases"][0]["shares"] == {}
+    assert other == resolve(minimal())
+
+
+def test_values_that_are_given_are_kept() -> None:
+    config = minimal() | {"seed": 0, "filter": {"min_size": 9}}
+    config["recipes"]["plain"]["phases"][0]["frozen_norms"] = False
+    resolve(config)
+    assert config["seed"] == 0 and config["filter"]["min_size"] == 9
+    assert config["recipes"]["plain"]["phases"][0]["frozen_norms"] is False
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        # A key that does not exist.
+        ("seeed", 1, "seeed: unknown key; did you mean 'seed'?"),
+        ("cluster.pca_dims", 8, "cluster.pca_dims: unknown key; did you mean 'pca_dim'?"),
+        ("pretrain.phases.0.learningrate", 1, "pretrain.phases[0].learningrate: unknown key; did you mean 'learning_r"),
+        ("models.m.overrides", {"guide": {"stpes": 3}}, "models.m.overrides.guide.stpes: unknown key; did you mean 's"),
+        ("evaluate.xyz", 1, "evaluate.xyz: unknown key; expected one of resamples"),
+        ("data.annotations", {"tset": "x"}, "data.annotations.tset: unknown key; did you mean 'test'?"),
+        ("pretrain.phases.0.shares", {"labelled": 1}, "pretrain.phases[0].shares: expected one of labeled, pseudo"),
+        # A value of the wrong type.
+        ("seed", "one", "seed: expected integer, found 'one'"),
+        ("seed", True, "seed: expected integer, found True"),
+        ("rounds", 2.0, "rounds: expected integer, found 2.0"),
+        ("augmentation.flip", "yes", "augmentation.flip: expected boolean, found 'yes'"),
+        ("data.truth", 3, "data.truth: expected string or null, found 3"),
+        ("pretrain.phases.0.learning_rate", "1e-3", "pretrain.phases[0].learning_rate: expected number, found '1e-3'"),
+        ("pretrain.phases.0.learning_rate", math.nan, "pretrain.phases[0].learning_rate: expected number, found nan"),
+        ("select", None, "select: expected object, found None"),
+        ("models.m", 3, "models.m: expected object, found 3"),
+        # A value out of range.
+        ("rounds", 0, "rounds: expected at least 1, found 0 (how often"),
+        ("filter.max_size_share", 0, "filter.max_size_share: expected more than 0, found 0"),
+        ("filter.spread_quantile", 1.5, "filter.spread_quantile: expected at most 1, found 1.5"),
+        ("demo.foreign_share", 1, "demo.foreign_share: expected less than 1, found 1"),
+        ("data.format", "zip", "data.format: expected one of demo, semi_inat, coco, folder, table, torchvision; found"),
+        ("compute.precision", "16", "compute.precision: expected one of 32-true, bf16-mixed; found '16'"),
+        ("data.openset", {"in_class_share": 2}, "data.openset.in_class_share: expected at most 1, found 2"),
+        ("predict.scales", [], "predict.scales: [] should be non-empty"),
+        ("predict.scales", [0.5], "predict.scales[0]: expected at least 1, found 0.5"),
+        ("models", {}, "models: {} should be non-empty"),
+        # Names that become parts of paths.
+        ("models", {"a/b": minimal()["models"]["m"]}, "models: 'a/b' does not match"),
+        ("recipes", {"probe": {"phases": [PHASE]}}, "recipes: 'probe' should not be valid"),
+        # Something missing.
+        ("data", {"format": "folder"}, "data: 'root' is a required property"),
+        ("guide.phases", [{"steps": 4}], "guide.phases[0]: 'learning_rate' is a required property"),
+        # Contradictions.
+        ("models.m.recipes", ["plane"], "models.m.recipes: 'plane' is not defined under recipes: (found plain)"),
+        ("models.m.weights", "package", "models.m.weights: package holds the weights of tf_efficientnet_lite0, not of"),
+        ("models.m.overrides", {"guid": {}}, "models.m.overrides.guid: expected one of pretrain, guide, refine, plain"),
+        ("select", {"min_in_class_score": 0.5}, "select: expected exactly one of min_in_class_score and selected_shar"),
+        ("select", {"selected_share": None}, "select: expected exactly one of min_in_class_score and selected_share"),
+        ("data.root", "results/demo", "data.root: expected the folder of your photos, because data.format is folder"),
+        ("data.format", "torchvision", "data.dataset, data.openset: expected both, because data.format is torchvision"),
+        ("demo.labeled_per_class", [9, 3], "demo.labeled_per_class: expected [fewest, most], found [9, 3]"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_what_was_expected(path: str, value: Any, message: str) -> None:
+    text = problems(**{path.replace(".", "__"): value})
+    assert text.startswith("the configuration cannot be used:\n  ")
+    assert f"\n  {message}" in text
+
+
+OPENSET = {"in_class_share": 0.5, "labeled_per_class": 5, "val_per_class": 5, "test_per_class": 5}
+
+
+def test_openset_and_truth_exclude_each_other() -> None:
+    text = problems(data__openset=OPENSET, data__truth="truth.csv")
+    assert "data.truth: expected null, because data.openset makes the truth itself; found 'truth.csv'" in text
+
+
+@pytest.mark.parametrize("annotations", [None, "test.json", {"val": "val.json"}])
+def test_the_inat_submission_needs_the_annotations_of_the_test_photos(annotations: Any) -> None:
+    text = problems(submission__layout="inat", data__format="coco", data__annotations=annotations)
+    assert "data.annotations.test: expected the JSON of the test photos, for submission.layout inat" in text
+
+
+def test_every_mistake_is_reported_at_once() -> None:
+    text = problems(seed=-1, rounds="x", cluster__nonsense=1)
+    assert len(text.splitlines()) == 4
+    assert all(key in text for key in ("seed: expected", "rounds: expected", "cluster.nonsense: unknown"))
+
+
+def test_null_removes_a_model_or_recipe() -> None:
+    config = minimal()
+    config["models"] |= {"demo": None}
+    config["recipes"] |= {"other": None}
+    resolve(config)
+    assert list(config["models"]) == ["m"] and list(config["recipes"]) == ["plain"]
+    assert "models: {} should be non-empty" in problems(models={"m": None})
+    assert "'plain' is not defined under recipes:" in problems(recipes={"plain": None, "x": {"phases": [PHASE]}})
+
+
+def test_overrides_replace_single_keys_of_one_stage_of_one_model() -> None:
+    config = minimal()
+    config["models"]["n"] = {**config["models"]["m"], "overrides": {"plain": {"steps": 99, "shares": {"labeled": 1}}}}
+    config["recipes"]["plain"]["phases"].append({"name": "tail", "steps": 7, "learning_rate": 0.1})
+    resolve(config)
+    assert [(p["name"], p["steps"]) for p in stage_settings(config, "n", "plain")["phases"]] == [
+        ("plain", 99),
+        ("tail", 99),
+    ]
+    assert [phase["learning_rate"] for phase in stage_settings(config, "n", "plain")["phases"]] == [0.001, 0.1]
+    assert [phase["steps"] for phase in stage_settings(config, "m", "plain")["phases"]] == [5, 7]
+    assert stage_settings(config, "n", "guide") == stage_settings(config, "m", "guide")
+
+
+def properties(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every fixed key of a part of the schema that an object must or may hold, with its schema."""
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    for name, part in schema.get("properties", {}).items():
+        yield f"{path}.{name}".lstrip("."), part
+        yield from properties(part, f"{path}.{name}")
+    for inside in ("items", "additionalProperties"):
+        if isinstance(schema.get(inside), dict):
+            yield from properties(schema[inside], f"{path}.*")
+
+
+def holds(value: Any, path: str) -> bool:
+    """Whether some object at the place that ``path`` names has its last key."""
+    name, _, rest = path.partition(".")
+    if name == "*":
+        inner = value.values() if isinstance(value, dict) else value
+        return any(holds(one, rest) for one in inner)
+    return isinstance(value, dict) and name in value and (not rest or holds(value[name], rest))
+
+
+def test_config_yaml_shows_every_key_that_has_no_default() -> None:
+    # Overrides repeat the keys of a phase, and the stages those of a recipe.
+    repeated = re.compile(r"models\.\*\.overrides\.|(pretrain|guide|refine)\.")
+    keys = [path for path, part in properties(SCHEMA) if "default" not in part and not repeated.match(path)]
+    assert {"data.root", "models.*.backbone", "recipes.*.phases.*.steps"} <= set(keys)
+    assert [path for path in keys if not holds(DEMO, path)] == []
+
+
+def test_config_yaml_shows_every_section_and_every_key_of_the_plain_ones() -> None:
+    shown = ("cluster", "filter", "select", "recluster", "augmentation", "predict", "ensemble", "evaluate", "demo")
+    assert set(DEMO) == set(SCHEMA["properties"])
+    for name in (*shown, "submission", "compute", "resources"):
+        assert set(DEMO[name]) == set(SCHEMA["properties"][name]["properties"]), name
+    assert set(DEMO["models"][next(iter(DEMO["models"]))]) == set(MODEL_SCHEMA)
+
+
+def test_every_section_of_config_yaml_is_explained() -> None:
+    blocks = (ROOT / "config.yaml").read_text(encoding="utf-8").split("\n\n")
+    sections = [block for block in blocks if re.search(r"^[a-z_]+:", block, re.MULTILINE)]
+    unexplained = [block for block in sections if "#" not in block]
+    # Guide and refine have the keys of the stage above them.
+    assert [block.split(":")[0] for block in unexplained if not re.match(r"guide|refine", block)] == []
+
+
+def test_a_models_overrides_are_the_keys_of_a_phase_with_the_same_limits() -> None:
+    overrides = MODEL_SCHEMA["overrides"]["additionalProperties"]["properties"]
+    assert set(overrides) == set(PHASE_SCHEMA) - {"name"}
+    for name, part in overrides.items():
+        assert part == {key: value for key, value in PHASE_SCHEMA[name].items() if key != "default"}, name
+
+
+def fields(kind: Callable[..., Any]) -> dict[str, Any]:
+    """Field → default of a dataclass."""
+    assert dataclasses.is_dataclass(kind)
+    return {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+
+
+def test_the_schema_and_the_classes_that_receive_its_values_agree() -> None:
+    from fieldmark.fitting import ModelSettings, StageSettings
+    from fieldmark.inference import ViewPlan
+    from fieldmark.training import Phase
+    from fieldmark.views import Augmentation
+
+    phase = {name: part for name, part in PHASE_SCHEMA.items() if name not in ("balanced", "shares")}
+    assert set(fields(Phase)) == set(phase)
+    own = [name for name in phase if "default" in phase[name] and name != "batch_size"]
+    assert {name: fields(Phase)[name] for name in own} == {name: phase[name]["default"] for name in own}
+    augmentation = SCHEMA["properties"]["augmentation"]["properties"]
+    assert fields(Augmentation) == {name: part["default"] for name, part in augmentation.items()}
+    assert set(fields(ViewPlan)) == set(SCHEMA["properties"]["predict"]["properties"]) - {"top_k"}
+    config = resolve(minimal())
+    assert set(model_settings(config, "m")) == set(fields(ModelSettings))
+    assert set(stage_settings(config, "m", "plain")) == set(fields(StageSettings))

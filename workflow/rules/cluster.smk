@@ -1,0 +1,74 @@
+"""S1–S3: embed every photo, cluster the embeddings, keep the clusters worth learning from."""
+
+
+rule extract_features:
+    input:
+        shard="results/data/shards/{shard}.parquet",
+        weights=previous_model,
+    output:
+        "results/round{round}/{model}/features/{shard}.parquet",
+    log:
+        "results/logs/round{round}/{model}/extract_features/{shard}.log",
+    benchmark:
+        "results/benchmarks/round{round}/{model}/extract_features/{shard}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["resources"]["threads"]
+    resources:
+        **job_resources(gpu=min(1, config["resources"]["gpus"])),
+    params:
+        model=model_params,
+        precision=config["compute"]["precision"],
+        code=fingerprint("extract_features"),
+    script:
+        "../scripts/extract_features.py"
+
+
+rule cluster_photos:
+    input:
+        manifest=MANIFEST,
+        classes=CLASSES,
+        features=expand("results/round{{round}}/{model}/features/{shard}.parquet", model=MODELS, shard=SHARDS),
+    output:
+        "results/round{round}/clusters.parquet",
+    log:
+        "results/logs/round{round}/cluster_photos.log",
+    benchmark:
+        "results/benchmarks/round{round}/cluster_photos.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: config["resources"]["threads"]
+    resources:
+        **job_resources(),
+    params:
+        **section("cluster"),
+        coarse_taxa=config["data"]["coarse_taxa"],
+        seed=config["seed"],
+        code=fingerprint("cluster_photos"),
+    script:
+        "../scripts/cluster_photos.py"
+
+
+rule filter_clusters:
+    input:
+        manifest=MANIFEST,
+        features=expand("results/round{{round}}/{model}/features/{shard}.parquet", model=MODELS, shard=SHARDS),
+        clusters="results/round{round}/clusters.parquet",
+    output:
+        "results/round{round}/kept_clusters.parquet",
+    log:
+        "results/logs/round{round}/filter_clusters.log",
+    benchmark:
+        "results/benchmarks/round{round}/filter_clusters.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: config["resources"]["threads"]
+    resources:
+        **job_resources(),
+    params:
+        **section("filter"),
+        coarse_taxa=config["data"]["coarse_taxa"],
+        pca_dim=config["cluster"]["pca_dim"],
+        code=fingerprint("filter_clusters"),
+    script:
+        "../scripts/filter_clusters.py"

@@ -1,0 +1,160 @@
+"""S12, S13 and what the user came for: predictions, the ensemble, its evaluation, the submission and the report."""
+
+
+rule predict_photos:
+    input:
+        shard="results/data/shards/{shard}.parquet",
+        weights="results/{run}/{model}/{recipe}/model.safetensors",
+    output:
+        "results/{run}/{model}/{recipe}/predictions/{shard}.parquet",
+    log:
+        "results/logs/{run}/{model}/{recipe}/predict_photos/{shard}.log",
+    benchmark:
+        "results/benchmarks/{run}/{model}/{recipe}/predict_photos/{shard}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["resources"]["threads"]
+    resources:
+        **job_resources(gpu=min(1, config["resources"]["gpus"])),
+    params:
+        views=section("predict", "top_k"),
+        top_k=config["predict"]["top_k"],
+        precision=config["compute"]["precision"],
+        code=fingerprint("predict_photos"),
+    script:
+        "../scripts/predict_photos.py"
+
+
+rule probe_features:
+    input:
+        manifest=MANIFEST,
+        classes=CLASSES,
+        features=expand("results/round0/{{model}}/features/{shard}.parquet", shard=SHARDS),
+    output:
+        "results/baseline/{model}/probe/predictions/0.parquet",
+    log:
+        "results/logs/baseline/{model}/probe_features.log",
+    benchmark:
+        "results/benchmarks/baseline/{model}/probe_features.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: config["resources"]["threads"]
+    params:
+        seed=config["seed"],
+        top_k=config["predict"]["top_k"],
+        code=fingerprint("probe_features"),
+    script:
+        "../scripts/probe_features.py"
+
+
+rule fit_ensemble:
+    input:
+        manifest=MANIFEST,
+        classes=CLASSES,
+        predictions=prediction_files(members()),
+    output:
+        weights="results/ensemble/weights.parquet",
+        history="results/ensemble/history.parquet",
+        predictions="results/ensemble/predictions.parquet",
+        scores="results/ensemble/scores.parquet",
+    log:
+        "results/logs/fit_ensemble.log",
+    benchmark:
+        "results/benchmarks/fit_ensemble.tsv"
+    conda:
+        "../../envs/core.yaml"
+    resources:
+        **job_resources(),
+    params:
+        **section("ensemble"),
+        seed=config["seed"],
+        code=fingerprint("fit_ensemble"),
+    script:
+        "../scripts/fit_ensemble.py"
+
+
+rule write_submission:
+    input:
+        manifest=MANIFEST,
+        classes=CLASSES,
+        rejected="results/data/rejected.parquet",
+        predictions="results/ensemble/predictions.parquet",
+        # The iNat layout lists image ids, which only the organisers' file of test photos tells.
+        annotations=test_annotations(),
+    output:
+        "results/submission.csv",
+    log:
+        "results/logs/write_submission.log",
+    benchmark:
+        "results/benchmarks/write_submission.tsv"
+    conda:
+        "../../envs/core.yaml"
+    params:
+        **section("submission"),
+        code=fingerprint("write_submission"),
+    script:
+        "../scripts/write_submission.py"
+
+
+rule evaluate_stages:
+    input:
+        manifest=MANIFEST,
+        classes=CLASSES,
+        rejected="results/data/rejected.parquet",
+        clusters=expand("results/round{round}/clusters.parquet", round=ROUNDS),
+        kept_clusters=expand("results/round{round}/kept_clusters.parquet", round=ROUNDS),
+        pseudo_labels=expand("results/round{round}/pseudo_labels.parquet", round=ROUNDS),
+        predictions=prediction_files([*baselines(), *members()]),
+        ensemble_predictions="results/ensemble/predictions.parquet",
+        ensemble_weights="results/ensemble/weights.parquet",
+        # The truth of unlabeled and test photos goes here and nowhere else.
+        truth=TRUTH or [],
+    output:
+        scores="results/evaluation/scores.parquet",
+        confusion="results/evaluation/confusion.parquet",
+    log:
+        "results/logs/evaluate_stages.log",
+    benchmark:
+        "results/benchmarks/evaluate_stages.tsv"
+    conda:
+        "../../envs/core.yaml"
+    params:
+        **section("evaluate"),
+        seed=config["seed"],
+        code=fingerprint("evaluate_stages"),
+    script:
+        "../scripts/evaluate_stages.py"
+
+
+rule render_report:
+    input:
+        manifest=MANIFEST,
+        classes=CLASSES,
+        rejected="results/data/rejected.parquet",
+        clusters=expand("results/round{round}/clusters.parquet", round=ROUNDS),
+        kept_clusters=expand("results/round{round}/kept_clusters.parquet", round=ROUNDS),
+        pseudo_labels=expand("results/round{round}/pseudo_labels.parquet", round=ROUNDS),
+        histories=history_files(),
+        scores="results/evaluation/scores.parquet",
+        confusion="results/evaluation/confusion.parquet",
+        weights="results/ensemble/weights.parquet",
+        search="results/ensemble/history.parquet",
+        ensemble_scores="results/ensemble/scores.parquet",
+        predictions="results/ensemble/predictions.parquet",
+        template="fieldmark/report/template.html",
+    output:
+        "results/report.html",
+    log:
+        "results/logs/render_report.log",
+    benchmark:
+        "results/benchmarks/render_report.tsv"
+    conda:
+        "../../envs/report.yaml"
+    params:
+        title=config["title"],
+        config=config,
+        seed=config["seed"],
+        benchmarks="results/benchmarks",
+        code=fingerprint("render_report"),
+    script:
+        "../scripts/render_report.py"
