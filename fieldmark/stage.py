@@ -22,6 +22,9 @@ def start(snakemake: Any) -> None:
     Args:
         snakemake: the object that Snakemake puts into a script's namespace.
     """
+    # Threads that spin while they wait starve the other jobs of a shared machine: measured on two cores with another
+    # job running, training did 24 photos/s with spinning and 84 without; alone, 132 and 110.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     target = Path(snakemake.log[0])
     target.parent.mkdir(parents=True, exist_ok=True)
     terminal = os.fdopen(os.dup(2), "w", buffering=1)

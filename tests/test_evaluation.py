@@ -28,6 +28,7 @@ from fieldmark.evaluation import (
     wilson_interval,
 )
 from fieldmark.predictions import lists_to_table, read_lists
+from fieldmark.truth import read_truth
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 TAXA = ("kingdom", "phylum", "class", "order", "family", "genus")
@@ -273,7 +274,7 @@ CLASSES = classes_of(["10", "11"])
 
 def truth_of(folder, text, rejected=()):
     (folder / "truth.csv").write_text(text)
-    return evaluate.read_truth(str(folder / "truth.csv"), MANIFEST, CLASSES, rejected)
+    return read_truth(str(folder / "truth.csv"), MANIFEST, CLASSES, rejected)
 
 
 @pytest.mark.parametrize(

@@ -106,10 +106,15 @@ def test_batches_hold_the_shares_of_their_parts() -> None:
         assert [int(np.isin(batch, PARTS[name]).sum()) for name in PARTS] == [3, 1, 2, 0]
 
 
-def test_parts_without_share_or_photos_are_left_out_and_unnamed_ones_count_one() -> None:
-    drawn = draw(shares={"unlabeled": 0.0, "foreign": 1.0})
+def test_parts_without_share_or_photos_are_left_out() -> None:
+    drawn = draw(shares={"labeled": 0.5, "pseudo": 0.5, "unlabeled": 0.0, "foreign": 1.0})
     for batch in drawn:
         assert [int(np.isin(batch, PARTS[name]).sum()) for name in PARTS] == [3, 3, 0, 0]
+
+
+def test_without_any_shares_all_parts_count_alike() -> None:
+    for batch in draw():
+        assert [int(np.isin(batch, PARTS[name]).sum()) for name in PARTS] == [2, 2, 2, 0]
 
 
 def test_balanced_batches_let_targets_take_turns_but_not_photos_without_one() -> None:
@@ -117,7 +122,7 @@ def test_balanced_batches_let_targets_take_turns_but_not_photos_without_one() ->
     target = ROWS["target"].to_numpy()[drawn]
     assert (target == 0).sum() == (target == 1).sum() == 60
     assert np.bincount(drawn[target < 0])[6:].tolist() == [40, 40, 40]
-    plain = ROWS["target"].to_numpy()[draw(40, shares={"pseudo": 0, "unlabeled": 0})]
+    plain = ROWS["target"].to_numpy()[draw(40, shares={"labeled": 1})]
     assert (plain == 0).sum() == 4 * (plain == 1).sum()
 
 

@@ -36,9 +36,9 @@ def draw_pose(rng: np.random.Generator, shape: Shape, width: int, height: int) -
     matrix[:2, :2] = rotation @ np.array([[squeeze, shear], [0.0, 1.0]])
     matrix[2, :2] = np.clip(rng.normal(0, 0.04, size=2), -0.1, 0.1)
     # Some slack beyond the hull: wings swing from one individual to the next.
-    hull = _project(matrix, *(shape.hull() * 1.05).T)
+    hull = _project(matrix, *(shape.hull() * 1.1).T)
     low, high = hull.min(0), hull.max(0)
-    scale = min(width, height) * rng.uniform(0.78, 0.99) / max(high - low)
+    scale = min(width, height) * rng.uniform(0.8, 1.0) / max(high - low)
     matrix = np.diag([scale, scale, 1.0]) @ matrix
     slack = np.array([width, height]) - (high - low) * scale
     shift = np.eye(3)
