@@ -9,7 +9,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-from fieldmark.config import ConfigError, model_settings, resolve, stage_settings
+from fieldmark.config import ConfigError, in_order, model_settings, resolve, stage_settings
 from fieldmark.fingerprint import fingerprint
 
 

@@ -148,6 +148,13 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def in_order(value: Any) -> Any:
+    """The same with the keys of every mapping in it sorted: Snakemake takes another order for another param."""
+    if isinstance(value, Mapping):
+        return {key: in_order(value[key]) for key in sorted(value)}
+    return [in_order(part) for part in value] if isinstance(value, list) else value
+
+
 def model_settings(config: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The keys of a model that decide what the network is: the fields of ``fitting.ModelSettings``."""
     keys = ("backbone", "weights", "image_size", "embedding", "dropout", "drop_path")
@@ -161,5 +168,5 @@ def stage_settings(config: Mapping[str, Any], model: str, stage: str) -> dict[st
     """
     settings = config[stage] if stage in STAGES else config["recipes"][stage]
     overrides = config["models"][model]["overrides"].get(stage, {})
-    phases = [{"name": stage, **phase, **overrides} for phase in settings["phases"]]
+    phases = [in_order({"name": stage, **phase, **overrides}) for phase in settings["phases"]]
     return {"prototype_strength": settings["prototype_strength"], "phases": phases}

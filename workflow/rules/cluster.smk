@@ -17,7 +17,7 @@ rule extract_features:
     resources:
         **job_resources(gpu=min(1, config["resources"]["gpus"])),
     params:
-        model=model_params,
+        model=feature_params,
         precision=config["compute"]["precision"],
         code=fingerprint("extract_features"),
     script:
@@ -41,9 +41,7 @@ rule cluster_photos:
     resources:
         **job_resources(),
     params:
-        **section("cluster"),
-        coarse_taxa=config["data"]["coarse_taxa"],
-        seed=config["seed"],
+        **named(section("cluster"), coarse_taxa=config["data"]["coarse_taxa"], seed=config["seed"]),
         code=fingerprint("cluster_photos"),
     script:
         "../scripts/cluster_photos.py"
@@ -66,9 +64,7 @@ rule filter_clusters:
     resources:
         **job_resources(),
     params:
-        **section("filter"),
-        coarse_taxa=config["data"]["coarse_taxa"],
-        pca_dim=config["cluster"]["pca_dim"],
+        **named(section("filter"), coarse_taxa=config["data"]["coarse_taxa"], pca_dim=config["cluster"]["pca_dim"]),
         code=fingerprint("filter_clusters"),
     script:
         "../scripts/filter_clusters.py"

@@ -19,8 +19,18 @@ TRUTH = "results/data/truth.csv" if OPENSET else config["data"]["truth"]
 
 
 def section(name, *leave_out):
-    """The keys of one section of the config, as params of a rule."""
-    return {key: value for key, value in config[name].items() if key not in leave_out}
+    """The keys of one section of the config; in fixed order, so that the order in the file reruns nothing."""
+    return in_order({key: value for key, value in config[name].items() if key not in leave_out})
+
+
+def named(*sections, **single):
+    """Params of a rule, and one more that tells which value is whose.
+
+    Snakemake compares the params of two runs as sets of values without names: it would overlook, say, two keys that
+    swap their values.
+    """
+    params = {key: value for part in (*sections, single) for key, value in part.items()}
+    return {**params, "names": repr(params)}
 
 
 def members():
@@ -75,6 +85,12 @@ def model_params(wildcards):
     return model_settings(config, wildcards.model)
 
 
+def feature_params(wildcards):
+    """What of a model its pretrained features depend on: not what only matters while training."""
+    settings = model_settings(config, wildcards.model)
+    return {key: settings[key] for key in ("backbone", "weights", "image_size")}
+
+
 def job_resources(**own):
     """Memory and time of a heavy job; both grow with each attempt."""
     return {
@@ -107,11 +123,13 @@ def training_params(stage=None):
 
 def annotation_files():
     """The files that say what the photos show; the photos themselves are listed by the manifest alone."""
-    root = Path(config["data"]["root"])
-    if config["data"]["format"] == "demo":
-        return [str(root / f"{split}.json") for split in ("labeled", "unlabeled", "val", "test")]
-    named = config["data"].get("annotations") or {}
-    return sorted(str(root / name) for name in ([named] if isinstance(named, str) else named.values()))
+    data = config["data"]
+    if data["format"] == "demo":
+        names = [f"{split}.json" for split in ("labeled", "unlabeled", "val", "test")]
+    else:
+        given = data["annotations"] or ("annotation_v2.json" if data["format"] == "semi_inat" else {})
+        names = [given] if isinstance(given, str) else [*given.values(), *(data["locations"] or {}).values()]
+    return sorted(str(Path(data["root"]) / name) for name in names)
 
 
 def test_annotations():

@@ -15,8 +15,7 @@ if config["data"]["format"] == "demo":
             "../../envs/core.yaml"
         threads: config["resources"]["threads"]
         params:
-            **section("demo"),
-            seed=config["seed"],
+            **named(section("demo"), seed=config["seed"]),
             code=fingerprint("generate_demo"),
         script:
             "../scripts/generate_demo.py"

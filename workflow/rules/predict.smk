@@ -66,8 +66,7 @@ rule fit_ensemble:
     resources:
         **job_resources(),
     params:
-        **section("ensemble"),
-        seed=config["seed"],
+        **named(section("ensemble"), seed=config["seed"]),
         code=fingerprint("fit_ensemble"),
     script:
         "../scripts/fit_ensemble.py"
@@ -90,7 +89,7 @@ rule write_submission:
     conda:
         "../../envs/core.yaml"
     params:
-        **section("submission"),
+        **named(section("submission")),
         code=fingerprint("write_submission"),
     script:
         "../scripts/write_submission.py"
@@ -119,8 +118,7 @@ rule evaluate_stages:
     conda:
         "../../envs/core.yaml"
     params:
-        **section("evaluate"),
-        seed=config["seed"],
+        **named(section("evaluate"), seed=config["seed"]),
         code=fingerprint("evaluate_stages"),
     script:
         "../scripts/evaluate_stages.py"

@@ -67,8 +67,7 @@ rule select_pseudo_labels:
     resources:
         **job_resources(),
     params:
-        **section("select"),
-        coarse_taxa=config["data"]["coarse_taxa"],
+        **named(section("select"), coarse_taxa=config["data"]["coarse_taxa"]),
         code=fingerprint("select_pseudo_labels"),
     script:
         "../scripts/select_pseudo_labels.py"
@@ -91,8 +90,7 @@ rule recluster_selection:
     resources:
         **job_resources(),
     params:
-        **section("recluster"),
-        seed=config["seed"],
+        **named(section("recluster"), seed=config["seed"]),
         code=fingerprint("recluster_selection"),
     script:
         "../scripts/recluster_selection.py"
