@@ -1,0 +1,70 @@
+"""A miniature of the Semi-iNat 2021 folder: its layout and its annotations, with a few drawn photos."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PHYLA = (("Animalia", "Chordata"), ("Animalia", "Arthropoda"), ("Plantae", "Tracheophyta"))
+
+
+def make_semi_inat(
+    root: Path,
+    annotation: str = "annotation_v2.json",
+    *,
+    classes: int = 4,
+    labeled: int = 5,
+    val: int = 2,
+    unlabeled: int = 24,
+    test: int = 8,
+    truth: bool = False,
+) -> None:
+    """Make ``l_train/<class>/``, ``val/<class>/``, ``u_train/u_train_1/``, ``test/`` and the annotations.
+
+    Args:
+        root: the folder, made if need be.
+        annotation: name of the JSON file.
+        classes: labeled classes; their phyla take turns.
+        labeled: photos per class in l_train.
+        val: photos per class in val.
+        unlabeled: photos in u_train; every other one is of a labeled class.
+        test: photos in test.
+        truth: whether to write ``hidden/truth.csv`` as well, as the grocery set has it.
+    """
+    draws = np.random.default_rng(0)
+    for number in range(classes):
+        for index in range(labeled):
+            _draw(root / f"l_train/{number}/{index}.jpg", draws)
+        for index in range(val):
+            _draw(root / f"val/{number}/{index}.jpg", draws)
+    for index in range(unlabeled):
+        _draw(root / f"u_train/u_train_1/u{index}.jpg", draws)
+    for index in range(test):
+        _draw(root / f"test/t{index}.jpg", draws)
+    ranks = ("class", "order", "family", "genus", "species")
+    document = {
+        "info": {"description": "miniature"},
+        "annotations": [
+            {"class_id": number, **_phylum(number), **{rank: f"{rank} {number}" for rank in ranks}}
+            for number in range(classes)
+        ],
+        "unlabeled_taxa": [{"image_name": f"u{index}.jpg", **_phylum(index)} for index in range(unlabeled)],
+    }
+    (root / annotation).write_text(json.dumps(document), encoding="utf-8")
+    if truth:
+        rows = [(f"u_train/u_train_1/u{index}.jpg", index % classes if index % 2 else -1) for index in range(unlabeled)]
+        rows += [(f"test/t{index}.jpg", index % classes) for index in range(test)]
+        (root / "hidden").mkdir()
+        with (root / "hidden/truth.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("file_name", "category_id"), *rows])
+
+
+def _phylum(number: int) -> dict[str, str]:
+    return dict(zip(("kingdom", "phylum"), PHYLA[number % len(PHYLA)], strict=True))
+
+
+def _draw(path: Path, draws: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draws.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)

@@ -1,0 +1,135 @@
+"""The workflow as a whole, through its command line: a tiny run, and what reruns after which change."""
+
+import csv
+import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fieldmark.artifacts import SCHEMAS, read_table
+from tests.changes import CHANGES, permute_truth
+from tests.project import ALL, ROOT, Job, Project, fresh_project, only
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after a tiny run; everything up to the submission was made while there was no truth to read."""
+    project = fresh_project(tmp_path_factory.mktemp("finished"))
+    truth = project.folder / "results/demo/truth.csv"
+    project.make("results/demo/truth.csv")
+    content = truth.read_bytes()
+    truth.unlink()
+    project.make("results/submission.csv")
+    assert not truth.exists()
+    truth.write_bytes(content)
+    project.make()
+    return project
+
+
+def test_a_run_leaves_submission_report_and_evaluation(finished: Project) -> None:
+    results = finished.folder / "results"
+    photos = read_table("manifest", results / "data/manifest.parquet")
+    test = {Path(path).name for path, split in photos.select("path", "split").iter_rows() if split == "test"}
+    with (results / "submission.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(test) == 16 and {row["Id"] for row in rows} == test
+    names = set(read_table("classes", results / "data/classes.parquet")["name"])
+    assert all(set(row["Category"].split()) <= names for row in rows)
+    assert "Tiny moths" in (results / "report.html").read_text(encoding="utf-8")
+    scores = read_table("scores", results / "evaluation/scores.parquet")
+    assert {"cluster", "filter", "select", "model", "ensemble", "comparison"} <= set(scores["stage"])
+    assert {"val", "test", "unlabeled"} <= set(scores["split"])
+
+
+def kind_of(name: str) -> str:
+    """The declared kind of the table at a path below results/."""
+    parts = Path(name).parts
+    if "shards" in parts:
+        return "shard"
+    if parts[0] == "ensemble" and parts[1] in ("weights.parquet", "history.parquet"):
+        return f"ensemble_{Path(name).stem}"
+    for folder, kind in (("features", "features"), ("scores", "guide_scores"), ("predictions", "predictions")):
+        if folder in parts[:-1]:
+            return kind
+    return Path(name).stem
+
+
+def test_every_table_is_of_its_declared_kind(finished: Project) -> None:
+    results = finished.folder / "results"
+    names = [path.relative_to(results).as_posix() for path in results.rglob("*.parquet")]
+    kinds = {name: kind_of(name) for name in names}
+    for name, kind in kinds.items():
+        read_table(kind, results / name)
+    assert set(kinds.values()) == set(SCHEMAS)
+
+
+def test_both_recipes_the_prototypes_and_pseudo_labels_were_at_work(finished: Project) -> None:
+    import safetensors
+
+    results = finished.folder / "results"
+    for recipe, prototypes in (("layerwise", False), ("two_stage", True)):
+        with safetensors.safe_open(str(results / f"round1/tiny/{recipe}/model.safetensors"), "pt") as opened:
+            assert json.loads(opened.metadata()["architecture"])["prototypes"] == prototypes
+    phases = read_table("history", results / "round1/tiny/two_stage/history.parquet")["phase"]
+    assert phases.unique(maintain_order=True).to_list() == ["end_to_end", "balanced_head"]
+    for number in range(2):
+        assert read_table("pseudo_labels", results / f"round{number}/pseudo_labels.parquet")["selected"].any()
+        kept = read_table("kept_clusters", results / f"round{number}/kept_clusters.parquet")
+        assert kept["kept"].any() and kept["foreign"].any()
+
+
+def test_every_job_leaves_a_log_and_its_time(finished: Project) -> None:
+    for folder, suffix in (("logs", "log"), ("benchmarks", "tsv")):
+        assert len(list((finished.folder / "results" / folder).rglob(f"*.{suffix}"))) == len(ALL)
+
+
+def test_nothing_is_left_over(finished: Project) -> None:
+    names = [path.name for path in (finished.folder / "results").rglob("*") if path.name.startswith(".")]
+    assert set(names) <= {".snakemake_timestamp"}  # Snakemake's own, in a folder that is declared as output
+
+
+def test_a_second_invocation_has_nothing_to_do(finished: Project) -> None:
+    assert "Nothing to be done" in finished.make()
+
+
+def test_no_stage_reads_the_truth_and_what_is_made_again_is_the_same(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    before, scores = project.artifacts(), (project.folder / "results/evaluation/scores.parquet").read_bytes()
+    permute_truth(project)
+    assert project.planned() == only("evaluate_stages", "render_report")
+    for part in ("baseline/tiny/two_stage", "ensemble", "submission.csv"):
+        path = project.folder / "results" / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    project.make()
+    assert project.artifacts() == before
+    assert (project.folder / "results/evaluation/scores.parquet").read_bytes() != scores
+
+
+@pytest.fixture(scope="session")
+def plans(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[Job]]:
+    """The jobs that a dry-run announces after each change of :data:`CHANGES`, alone."""
+    folder = tmp_path_factory.mktemp("changed")
+
+    def plan(number: int) -> set[Job]:
+        project = finished.copy(folder / str(number))
+        CHANGES[number][1](project)
+        jobs = project.planned()
+        shutil.rmtree(project.folder)
+        return jobs
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip([name for name, _, _ in CHANGES], pool.map(plan, range(len(CHANGES))), strict=True))
+
+
+@pytest.mark.parametrize(("name", "expected"), [pytest.param(name, jobs, id=name) for name, _, jobs in CHANGES])
+def test_a_change_reruns_what_depends_on_it(name: str, expected: set[Job], plans: dict[str, set[Job]]) -> None:
+    assert plans[name] == expected
+
+
+def test_the_documented_table_has_the_same_rows() -> None:
+    text = (ROOT / "docs/reruns.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| (.+?) \|", text.partition("| change |")[2], flags=re.MULTILINE)
+    assert documented == [name for name, _, _ in CHANGES]
