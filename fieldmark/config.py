@@ -156,7 +156,7 @@ def in_order(value: Any) -> Any:
 
 
 def model_settings(config: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """The keys of a model that decide what the network is: the fields of ``fitting.ModelSettings``."""
+    """The keys of a model that decide what the network is: the fields of ``models.ModelSettings``."""
     keys = ("backbone", "weights", "image_size", "embedding", "dropout", "drop_path")
     return {key: config["models"][model][key] for key in keys}
 

@@ -9,23 +9,12 @@ import numpy as np
 import torch
 
 from fieldmark.artifacts import write_table
-from fieldmark.models import Architecture, Classifier, build_classifier, save_classifier
+from fieldmark.hardware import Hardware
+from fieldmark.models import Architecture, Classifier, ModelSettings, build_classifier, save_classifier
 from fieldmark.photosets import mixed_sampler
 from fieldmark.stage import log
-from fieldmark.training import Hardware, Phase, PhotoSet, train
+from fieldmark.training import Phase, PhotoSet, train
 from fieldmark.views import Augmentation
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """One entry of ``models:`` in the config; see there."""
-
-    backbone: str
-    weights: str
-    image_size: int
-    embedding: int = 0
-    dropout: float = 0.0
-    drop_path: float = 0.0
 
 
 @dataclass(frozen=True)

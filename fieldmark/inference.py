@@ -7,10 +7,10 @@ import lightning_fabric
 import numpy as np
 import torch
 
+from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.models import Classifier
 from fieldmark.stage import Progress
-from fieldmark.training import Hardware
 from fieldmark.views import collate, decode_side, fixed_views, normalise, sample_rectangles
 
 

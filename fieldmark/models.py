@@ -26,6 +26,18 @@ class WeightsError(ValueError):
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    """One entry of ``models:`` in the config; see there."""
+
+    backbone: str
+    weights: str
+    image_size: int
+    embedding: int = 0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+
+@dataclass(frozen=True)
 class Architecture:
     """All that is needed to build a classifier again; stored beside its weights.
 

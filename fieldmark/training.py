@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import lightning_fabric
 import numpy as np
@@ -19,6 +18,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from fieldmark.checkpoint import Checkpoint
+from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.losses import marginal_loss, weighted_cross_entropy
 from fieldmark.models import Classifier, freeze_layers, freeze_norms
@@ -29,39 +29,6 @@ from fieldmark.views import Augmentation, collate, decode_side, normalise, rando
 
 class TrainingError(RuntimeError):
     """Training cannot go on: the loss is not a number, say."""
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where and how to compute.
-
-    Attributes:
-        accelerator: cpu or cuda.
-        devices: processes, one per device.
-        precision: 32-true or bf16-mixed.
-        cache_mb: memory for decoded photos, megabytes.
-        decode_threads: threads that decode photos.
-        checkpoint_seconds: least time between two checkpoints.
-    """
-
-    accelerator: str = "cpu"
-    devices: int = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    cache_mb: int = 1024
-    decode_threads: int = 2
-    checkpoint_seconds: float = 120.0
-
-    @classmethod
-    def of_job(cls, job: Any) -> "Hardware":
-        """What a Snakemake job was given: its threads, its GPUs if the machine has any, half its memory for photos."""
-        gpus = min(job.resources.get("gpu", 0), torch.cuda.device_count())
-        return cls(
-            accelerator="cuda" if gpus else "cpu",
-            devices=max(1, gpus),
-            precision=job.params.precision,
-            cache_mb=job.resources.mem_mb // 2,
-            decode_threads=job.threads,
-        )
 
 
 @dataclass(frozen=True)

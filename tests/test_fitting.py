@@ -165,7 +165,7 @@ def test_fine_tuning_looks_at_val_but_does_not_learn_from_it(toy: PhotoSet, tmp_
     true, permuted = toy.target.copy(), toy.target.copy()
     permuted[9:] = (permuted[9:] + 1) % 3
     weights, accuracies = [], []
-    plan = dataclasses.replace(PLAN, stage=StageSettings([{**PHASE, "steps": 20, "shares": {"unlabeled": 0}}]))
+    plan = dataclasses.replace(PLAN, stage=StageSettings([{**PHASE, "steps": 20, "shares": {"labeled": 1}}]))
     for name, classes in (("true", true), ("permuted", permuted)):
         folder = tmp_path / name / "layerwise"
         finetune_classifier(

@@ -10,10 +10,9 @@ from pathlib import Path
 import polars as pl
 
 from fieldmark.artifacts import read_table, write_table
-from fieldmark.fitting import ModelSettings
+from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
-from fieldmark.models import Architecture, build_classifier, load_classifier
-from fieldmark.training import Hardware
+from fieldmark.models import Architecture, ModelSettings, build_classifier, load_classifier
 
 
 def extract_features(shard: Path, source: str, model: ModelSettings, hardware: Hardware, target: Path) -> None:

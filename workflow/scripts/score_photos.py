@@ -10,10 +10,10 @@ from pathlib import Path
 import polars as pl
 
 from fieldmark.artifacts import read_table, write_table
+from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
 from fieldmark.models import load_classifier
 from fieldmark.predictions import to_table
-from fieldmark.training import Hardware
 
 
 def score_photos(shard: Path, guide: Path, views: ViewPlan, top_k: int, hardware: Hardware, target: Path) -> None:
