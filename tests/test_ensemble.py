@@ -9,6 +9,7 @@ from fieldmark import ensemble
 from fieldmark.artifacts import ArtifactError, read_table, write_table
 from fieldmark.ensemble import (
     Objective,
+    chosen_method,
     combine,
     evolve_weights,
     find_candidates,
@@ -300,3 +301,15 @@ def test_the_stage_refuses_an_unknown_method_and_a_member_without_a_photo(tmp_pa
         run_fit(tmp_path, paths, "best")
     with pytest.raises(ArtifactError, match=r"round0/lite0/layerwise: 35 of 70 expected photos"):
         run_fit(tmp_path, paths[1:], "uniform")
+
+
+def test_auto_takes_the_best_on_the_held_out_half_and_of_equals_the_simplest():
+    def table(uniform, greedy, evolutionary):
+        values = {"uniform": uniform, "greedy": greedy, "evolutionary": evolutionary}
+        rows = [{"member": name, "split": "val_report", "value": value} for name, value in values.items()]
+        return pl.DataFrame([*rows, *({**row, "split": "val_fit", "value": 1 - row["value"]} for row in rows)])
+
+    assert chosen_method("auto", table(0.5, 0.6, 0.7)) == "evolutionary"
+    assert chosen_method("auto", table(0.7, 0.6, 0.7)) == "uniform"
+    assert chosen_method("auto", table(0.5, 0.6, 0.6)) == "greedy"
+    assert chosen_method("greedy", table(0.7, 0.6, 0.7)) == "greedy"

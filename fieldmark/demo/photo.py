@@ -61,6 +61,16 @@ def _lens_and_sensor(rng: np.random.Generator, pixels: Array, side: int) -> Imag
     return Image.fromarray(np.clip(np.asarray(image, np.float32) + noise, 0, 255).astype(np.uint8))
 
 
+def _out_of_focus(background: Image.Image, side: int) -> Array:
+    """Blur a background and take half of its contrast and colour, as a close-up's shallow focus does.
+
+    In full focus the backgrounds, which tell nothing, are what photos are most alike in: of the clusters of pretrained
+    features, most then hold one kind of background instead of one kind of moth.
+    """
+    blurred = np.asarray(background.filter(ImageFilter.GaussianBlur(0.02 * side)), np.float32)
+    return np.float32(0.5) * blurred + np.float32(0.5 * 128)
+
+
 def take_photo(rng: np.random.Generator, seed: int, look: Look, side: int) -> Photo:
     """Draw an individual with the given look in a scene of its own.
 
@@ -76,7 +86,7 @@ def take_photo(rng: np.random.Generator, seed: int, look: Look, side: int) -> Ph
     pose = draw_pose(rng, look.shape, width, height)
     moth = draw_specimen(rng, look, pose, textures(seed), width, height)
     mask = moth[..., 3]
-    scene = np.asarray(cut_background(rng, seed, side, width, height), np.float32) * np.float32(rng.uniform(0.75, 1.1))
+    scene = _out_of_focus(cut_background(rng, seed, side, width, height), side) * np.float32(rng.uniform(0.75, 1.1))
     scene *= (1 - np.float32(rng.uniform(0.3, 0.6)) * _shadow(rng, mask, side))[..., None]
     pixels = (scene * (1 - mask[..., None]) + moth[..., :3]) * _light(rng, width, height)
     return Photo(_lens_and_sensor(rng, pixels, side), bounding_box(mask), mask)

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from fieldmark.artifacts import ArtifactError, read_table
+from fieldmark.ensemble import chosen_method
 from fieldmark.predictions import round_of
 from fieldmark.report.album import Album, class_labels
 
@@ -91,7 +92,7 @@ class Material:
     @cached_property
     def method(self) -> str:
         """How the weights of the submitted ensemble were found."""
-        return str(self.config["ensemble"]["method"])
+        return chosen_method(str(self.config["ensemble"]["method"]), read_table("scores", self.inputs.ensemble_scores))
 
     @cached_property
     def rounds(self) -> list[int]:

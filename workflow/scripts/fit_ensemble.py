@@ -14,10 +14,12 @@ import polars as pl
 
 from fieldmark.artifacts import ArtifactError, read_table, write_table
 from fieldmark.ensemble import (
+    AUTO,
     METHODS,
     Generation,
     Objective,
     Weights,
+    chosen_method,
     combine,
     evolve_weights,
     greedy_weights,
@@ -100,15 +102,15 @@ def fit_ensemble(
         history_target: the evolutionary search on all validation photos.
         predictions_target: the ensemble's predictions.
         scores_target: accuracy of each method on the fitted and on the other half.
-        method: uniform, greedy or evolutionary: whose predictions are written.
+        method: whose predictions are written, see :func:`fieldmark.ensemble.chosen_method`.
         search: settings of the evolutionary search.
 
     Raises:
         ValueError: if the method is unknown.
         ArtifactError: if there are too few validation photos, or a member lacks a photo.
     """
-    if method not in METHODS:
-        raise ValueError(f"ensemble.method: expected one of {', '.join(METHODS)}, found {method!r}")
+    if method not in (AUTO, *METHODS):
+        raise ValueError(f"ensemble.method: expected one of {', '.join((AUTO, *METHODS))}, found {method!r}")
     photos = read_table("manifest", manifest).filter(pl.col("split").is_in(["val", "test"]))
     count = read_table("classes", classes).height
     val = photos.filter(pl.col("split") == "val").select("image_id", "class_id")
@@ -121,7 +123,8 @@ def fit_ensemble(
     members = {name: read_lists(paths, count).rows_of(ids, name) for name, paths in by_member(predictions).items()}
     log.info("%d members, %d validation photos, %d classes", len(members), val.height, count)
 
-    scores = held_out_scores(members, val, count, search)
+    scores = scores_table(held_out_scores(members, val, count, search))
+    method = chosen_method(method, scores)
     found, generations = fit_all(_objective(members, val, count), search)
     rows = [
         {"method": name, "member": member, "weight": weight}
@@ -134,7 +137,7 @@ def fit_ensemble(
     write_table(
         lists_to_table(*combine(list(members.values()), found[method], count)), "predictions", predictions_target
     )
-    write_table(scores_table(scores), "scores", scores_target)
+    write_table(scores, "scores", scores_target)
     log.info("%s written with %s weights", Path(predictions_target).name, method)
 
 
