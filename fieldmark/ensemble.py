@@ -15,29 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from fieldmark.predictions import Floats, Ints, TopLists, unlisted_share
 
 Weights = npt.NDArray[np.float64]
-METHODS = ("uniform", "greedy", "evolutionary")
-AUTO = "auto"
-
-
-def chosen_method(method: str, scores: pl.DataFrame) -> str:
-    """The method whose weights make the submission.
-
-    Args:
-        method: one of :data:`METHODS`, or ``auto``: the one that is best on the half of the validation photos that it
-            was not fitted to; of equals the simpler. A few hundred photos are soon learned by heart by a search.
-        scores: the table of scores that ``fit_ensemble`` writes.
-    """
-    if method != AUTO:
-        return method
-    held_out = scores.filter(pl.col("split") == "val_report")
-    value = dict(held_out.select("member", "value").iter_rows())
-    return max(METHODS, key=lambda name: value[name])
-
 
 GREEDY_STEPS = 50
 _BLOCK_VALUES = 1 << 20

@@ -9,7 +9,6 @@ from fieldmark import ensemble
 from fieldmark.artifacts import ArtifactError, read_table, write_table
 from fieldmark.ensemble import (
     Objective,
-    chosen_method,
     combine,
     evolve_weights,
     find_candidates,
@@ -18,6 +17,7 @@ from fieldmark.ensemble import (
     uniform_weights,
 )
 from fieldmark.evaluation import wilson_interval
+from fieldmark.methods import chosen_method
 from fieldmark.predictions import TopLists, to_dense, to_table, top_classes
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"

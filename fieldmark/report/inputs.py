@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from fieldmark.artifacts import ArtifactError, read_table
-from fieldmark.ensemble import chosen_method
+from fieldmark.methods import chosen_method
 from fieldmark.predictions import round_of
 from fieldmark.report.album import Album, class_labels
 

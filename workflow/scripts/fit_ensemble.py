@@ -14,18 +14,16 @@ import polars as pl
 
 from fieldmark.artifacts import ArtifactError, read_table, write_table
 from fieldmark.ensemble import (
-    AUTO,
-    METHODS,
     Generation,
     Objective,
     Weights,
-    chosen_method,
     combine,
     evolve_weights,
     greedy_weights,
     uniform_weights,
 )
 from fieldmark.evaluation import Score, at, proportion, scores_table, stratified_folds
+from fieldmark.methods import AUTO, METHODS, chosen_method
 from fieldmark.predictions import TopLists, by_member, lists_to_table, read_lists
 
 log = logging.getLogger("fieldmark")
@@ -102,7 +100,7 @@ def fit_ensemble(
         history_target: the evolutionary search on all validation photos.
         predictions_target: the ensemble's predictions.
         scores_target: accuracy of each method on the fitted and on the other half.
-        method: whose predictions are written, see :func:`fieldmark.ensemble.chosen_method`.
+        method: whose predictions are written, see :func:`fieldmark.methods.chosen_method`.
         search: settings of the evolutionary search.
 
     Raises:
