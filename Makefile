@@ -30,8 +30,8 @@ help: ## List the targets
 
 env: $(STAMP) ## Set up .venv with the locked versions (every other target does this first)
 
-demo: env ## Draw the demo photos and run the workflow to results/submission.csv and results/report.html
-	$(BIN)/snakemake --cores $(CORES) results/submission.csv results/report.html
+demo: env ## Draw the demo photos and run the workflow to results/submission.csv, report.html and model/
+	$(BIN)/snakemake --cores $(CORES)
 
 test: env ## Run the tests; PYTEST_ARGS="-k name" passes options on
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -54,7 +54,7 @@ lock: env ## Pin every dependency anew after an edit of requirements*.txt
 		requirements.txt requirements-dev.txt
 
 clean: env ## Delete what the workflow made with config.yaml, file by file; other files in results/ stay
-	$(BIN)/snakemake --cores 1 --delete-all-output results/submission.csv results/report.html
+	$(BIN)/snakemake --cores 1 --delete-all-output
 
 # pillow-simd is compiled on the spot. The probe builds only where that can work (x86-64, and the headers of Python,
 # libjpeg and zlib); run, it tells whether the processor has AVX2.

@@ -35,4 +35,5 @@ rule all:
     input:
         "results/submission.csv",
         "results/report.html",
+        "results/model/ensemble.safetensors",
     localrule: True

@@ -33,7 +33,7 @@ BY_SHARD = ("extract_features", "score_photos", "predict_photos")
 BY_RECIPE = ("finetune_classifier", "predict_photos")
 OF_ALL_MODELS = ("cluster_photos", "filter_clusters", "select_pseudo_labels", "recluster_selection")
 BEGINNING = ("generate_demo", "ingest_photos", "shard_manifest")
-END = ("fit_ensemble", "write_submission", "evaluate_stages", "render_report")
+END = ("fit_ensemble", "write_submission", "export_model", "evaluate_stages", "render_report")
 
 
 class Job(NamedTuple):

@@ -7,6 +7,8 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 from fieldmark.artifacts import SCHEMAS, read_table
@@ -42,6 +44,21 @@ def test_a_run_leaves_submission_report_and_evaluation(finished: Project) -> Non
     scores = read_table("scores", results / "evaluation/scores.parquet")
     assert {"cluster", "filter", "select", "model", "ensemble", "comparison"} <= set(scores["stage"])
     assert {"val", "test", "unlabeled"} <= set(scores["split"])
+
+
+def test_the_finished_model_names_photos_like_the_ensemble(finished: Project) -> None:
+    from fieldmark.finished import load_finished
+    from fieldmark.hardware import Hardware
+
+    results = finished.folder / "results"
+    photos = read_table("manifest", results / "data/manifest.parquet").filter(split="test")
+    expected = read_table("predictions", results / "ensemble/predictions.parquet").filter(
+        pl.col("image_id").is_in(photos["image_id"].to_list())
+    )
+    model = load_finished(results / "model/ensemble.safetensors")
+    paths = [str(finished.folder / path) for path in photos["path"]]
+    found = np.sort(model.probabilities(paths, Hardware()), axis=1)[:, ::-1]
+    np.testing.assert_allclose(found, expected["probabilities"].to_numpy(), atol=1e-4)
 
 
 def kind_of(name: str) -> str:

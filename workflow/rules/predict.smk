@@ -1,4 +1,4 @@
-"""S12, S13 and what the user came for: predictions, the ensemble, its evaluation, the submission and the report."""
+"""S12, S13 and what the user came for: predictions, ensemble, evaluation, submission, finished model and report."""
 
 
 rule predict_photos:
@@ -93,6 +93,30 @@ rule write_submission:
         code=fingerprint("write_submission"),
     script:
         "../scripts/write_submission.py"
+
+
+rule export_model:
+    input:
+        classes=CLASSES,
+        models=[f"{folder}/model.safetensors" for folder in members()],
+        weights="results/ensemble/weights.parquet",
+        scores="results/ensemble/scores.parquet",
+    output:
+        "results/model/ensemble.safetensors",
+    log:
+        "results/logs/export_model.log",
+    benchmark:
+        "results/benchmarks/export_model.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    resources:
+        **job_resources(),
+    params:
+        views=section("predict", "top_k"),
+        method=config["ensemble"]["method"],
+        code=fingerprint("export_model"),
+    script:
+        "../scripts/export_model.py"
 
 
 rule evaluate_stages:

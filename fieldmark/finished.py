@@ -1,0 +1,112 @@
+"""The finished classifier: the ensemble's networks, their votes and the names of the classes, in one file.
+
+The file is a safetensors file (no code in it can run), needs neither configuration nor results folder, and is what a
+user takes along to name new photos.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+
+from fieldmark.artifacts import ArtifactError, write_atomically
+from fieldmark.hardware import Hardware
+from fieldmark.inference import ViewPlan, infer
+from fieldmark.models import Architecture, Classifier
+
+# One key for all: safetensors writes several in an order that changes from call to call.
+_KEY = "fieldmark_ensemble"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A classifier ready for use.
+
+    Attributes:
+        members: networks with their share of the vote; the shares sum to 1.
+        views: test-time views over which each network's probabilities are averaged.
+        class_names: of the C classes, in the order of the networks' outputs.
+    """
+
+    members: Sequence[tuple[Classifier, float]]
+    views: ViewPlan
+    class_names: Sequence[str]
+
+    def probabilities(self, paths: Sequence[str], hardware: Hardware) -> np.ndarray:
+        """(N, C) float32 probabilities of N photos.
+
+        Raises:
+            fieldmark.images.PhotoError: if one of them cannot be decoded.
+        """
+        mean = np.zeros((len(paths), len(self.class_names)), dtype=np.float32)
+        for model, share in self.members:
+            mean += np.float32(share) * infer(model, paths, self.views, hardware)[1]
+        return mean
+
+
+def save_finished(
+    members: Mapping[Path, float], views: ViewPlan, class_names: Sequence[str], target: str | Path
+) -> None:
+    """Write model files, with their shares of the vote, as one finished classifier; atomically.
+
+    Args:
+        members: model files as :func:`fieldmark.models.save_classifier` writes them, and their shares.
+        views: test-time views.
+        class_names: names of the classes in the order of the outputs.
+        target: the file to write.
+
+    Raises:
+        ArtifactError: if a model file is damaged, or has another number of classes.
+    """
+    tensors, described = {}, []
+    for number, (path, share) in enumerate(members.items()):
+        try:
+            with safetensors.safe_open(str(path), framework="pt") as opened:
+                architecture = json.loads((opened.metadata() or {})["architecture"])
+                tensors.update({f"{number}.{key}": opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError, KeyError) as error:
+            raise ArtifactError(
+                f"{path}: no model file, or a damaged one ({error}); delete it and run again"
+            ) from error
+        if architecture["classes"] != len(class_names):
+            raise ArtifactError(
+                f"{path}: has {architecture['classes']} classes, expected the {len(class_names)} of the class "
+                "table; delete it and run again"
+            )
+        described.append({"share": share, "architecture": architecture})
+    content = {"members": described, "views": asdict(views), "class_names": list(class_names)}
+    metadata = {_KEY: json.dumps(content, sort_keys=True)}
+    write_atomically(Path(target), lambda path: safetensors.torch.save_file(tensors, path, metadata))
+
+
+def load_finished(source: str | Path) -> Finished:
+    """Read what :func:`save_finished` wrote.
+
+    Raises:
+        ArtifactError: if the file is missing, damaged or something else.
+    """
+    try:
+        with safetensors.safe_open(str(source), framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{source}: missing or damaged ({error}); expected a finished classifier") from error
+    if _KEY not in metadata:
+        raise ArtifactError(
+            f"{source}: not a finished classifier; expected the file that the workflow leaves in results/model/"
+        )
+    try:
+        content = json.loads(metadata[_KEY])
+        members = []
+        for number, member in enumerate(content["members"]):
+            model = Classifier(Architecture(**member["architecture"]))
+            prefix = f"{number}."
+            model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            members.append((model.eval(), float(member["share"])))
+        return Finished(members, ViewPlan(**content["views"]), content["class_names"])
+    except (RuntimeError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{source}: its weights and its description disagree ({error}); make it anew") from error

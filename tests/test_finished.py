@@ -1,0 +1,118 @@
+"""The finished classifier in one file, and the command that names photos with it."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+from PIL import Image
+
+from fieldmark.artifacts import ArtifactError
+from fieldmark.classify import main, photos_below
+from fieldmark.finished import load_finished, save_finished
+from fieldmark.hardware import Hardware
+from fieldmark.inference import ViewPlan, infer
+from fieldmark.models import Architecture, build_classifier, load_classifier, save_classifier
+
+NAMES = ["Vanessa atalanta", "Vanessa cardui, second brood", "Aglais io"]
+VIEWS = ViewPlan(scales=(1.0, 1.2), flip=True)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    draws = np.random.default_rng(0)
+    (folder / "more").mkdir()
+    for name in ("a.jpg", "b.png", "more/c, d.jpg"):
+        Image.fromarray(draws.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, float]:
+    folder = tmp_path_factory.mktemp("models")
+    shares = {folder / "first.safetensors": 0.75, folder / "second.safetensors": 0.25}
+    for seed, path in enumerate(shares):
+        architecture = Architecture("test_resnet", 16 * seed, len(NAMES), 0, bool(seed), 32)
+        save_classifier(build_classifier(architecture, "none", seed=seed), path)
+    return shares
+
+
+@pytest.fixture(scope="module")
+def finished(models: dict[Path, float], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("finished") / "ensemble.safetensors"
+    save_finished(models, VIEWS, NAMES, target)
+    return target
+
+
+def test_a_finished_classifier_votes_like_its_members(photos: Path, models: dict[Path, float], finished: Path) -> None:
+    paths = photos_below([str(photos)])
+    expected = sum(
+        np.float32(share) * infer(load_classifier(path), paths, VIEWS, Hardware())[1] for path, share in models.items()
+    )
+    found = load_finished(finished)
+    np.testing.assert_array_equal(found.probabilities(paths, Hardware()), expected)
+    assert found.class_names == NAMES
+
+
+def test_the_same_members_give_the_same_bytes(models: dict[Path, float], finished: Path, tmp_path: Path) -> None:
+    save_finished(models, VIEWS, NAMES, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == finished.read_bytes()
+
+
+def test_folders_are_searched_and_each_photo_is_named_once(photos: Path) -> None:
+    paths = photos_below([str(photos / "b.png"), str(photos)])
+    assert [Path(path).name for path in paths] == ["b.png", "a.jpg", "c, d.jpg"]
+
+
+def test_the_command_writes_the_best_classes(photos: Path, finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "names.csv"
+    assert main([str(finished), str(photos), "--top-k", "2", "--output", str(target)]) == 0
+    with target.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    paths = photos_below([str(photos)])
+    probabilities = load_finished(finished).probabilities(paths, Hardware())
+    assert [row["photo"] for row in rows] == [path for path in paths for _ in range(2)]
+    assert [row["rank"] for row in rows] == ["1", "2"] * len(paths)
+    for row, values in zip(rows[::2], probabilities, strict=True):
+        assert row["class_name"] == NAMES[values.argmax()]
+        assert float(row["probability"]) == pytest.approx(values.max(), abs=1e-4)
+
+
+def test_a_photo_that_cannot_be_read_is_named_and_the_others_are_done(
+    photos: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"")
+    assert main([str(finished), str(bad), str(photos / "a.jpg")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == "photo,rank,class_name,probability"
+    assert len(printed.out.splitlines()) == 2 and str(photos / "a.jpg") in printed.out
+    assert f"left out: {bad}: zero bytes" in printed.err
+
+
+def test_nothing_to_do_or_a_wrong_file_is_said_plainly(
+    finished: Path, models: dict[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(finished), str(tmp_path)]) == 2
+    assert "no photos in" in capsys.readouterr().err
+    assert main([str(next(iter(models))), str(tmp_path)]) == 2
+    assert "not a finished classifier" in capsys.readouterr().err
+    assert main([str(tmp_path / "none.safetensors"), str(tmp_path)]) == 2
+    assert "missing or damaged" in capsys.readouterr().err
+
+
+def test_members_must_fit_the_classes_and_the_description(
+    models: dict[Path, float], finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match="has 3 classes, expected the 2"):
+        save_finished(models, VIEWS, NAMES[:2], tmp_path / "x.safetensors")
+    with pytest.raises(ArtifactError, match="no model file"):
+        save_finished({finished: 1.0}, VIEWS, NAMES, tmp_path / "x.safetensors")
+    metadata = {"fieldmark_ensemble": json.dumps({"members": []})}
+    safetensors.torch.save_file({}, tmp_path / "torn.safetensors", metadata)
+    with pytest.raises(ArtifactError, match="disagree"):
+        load_finished(tmp_path / "torn.safetensors")
