@@ -1,6 +1,7 @@
 """fieldmark: a few labeled photos and many unlabeled ones into a fine-grained image classifier."""
 
 import hashlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from fieldmark.config import ConfigError, in_order, model_settings, resolve, sta
 from fieldmark.fingerprint import fingerprint
 
 
-configfile: "config.yaml"
+# Beside this file, so that a run may have its results in any folder: snakemake -s …/Snakefile --directory there
+configfile: Path(workflow.basedir) / "config.yaml"
 
 
 try:

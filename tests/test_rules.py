@@ -86,6 +86,12 @@ def test_a_mistake_in_the_configuration_ends_the_run_with_its_key(
     assert "Traceback" not in call.stdout
 
 
+def test_a_run_may_have_its_results_in_another_folder(fresh: Project, tmp_path: Path) -> None:
+    elsewhere = ("--directory", str(tmp_path / "here"), "--configfile", str(fresh.folder / TINY))
+    (tmp_path / "here").mkdir()
+    assert fresh.planned(*elsewhere, config="config.yaml") == fresh.planned()
+
+
 def test_missing_annotations_are_named_before_anything_runs(fresh: Project, tmp_path: Path) -> None:
     configuration = ("--configfile", "configs/semi_inat_2021.yaml", "--config", f"data={{root: {tmp_path}}}")
     call = fresh.snakemake("--dry-run", "--cores", "1", *configuration)

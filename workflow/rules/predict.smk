@@ -163,7 +163,7 @@ rule render_report:
         search="results/ensemble/history.parquet",
         ensemble_scores="results/ensemble/scores.parquet",
         predictions="results/ensemble/predictions.parquet",
-        template="fieldmark/report/template.html",
+        template=os.path.relpath(Path(workflow.basedir) / "fieldmark/report/template.html"),
     output:
         "results/report.html",
     log:
