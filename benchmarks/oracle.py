@@ -51,6 +51,7 @@ def true_labels(manifest: pl.DataFrame, truth: dict[str, int]) -> pl.DataFrame:
         pl.lit(1.0).alias("confidence"),
         pl.lit(1.0).alias("neighbour_agreement"),
         pl.lit(1.0).alias("in_class_score"),
+        pl.lit(1.0).alias("weight"),
         (pl.col("class_id") >= 0).alias("selected"),
     )
 

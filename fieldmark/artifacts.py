@@ -114,6 +114,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             _required("neighbour_agreement", pa.float32()),
             _required("in_class_score", pa.float32()),
             _required("selected", pa.bool_()),
+            # Of the photo's loss in fine-tuning; 0 where it is not selected.
+            _required("weight", pa.float32()),
         ]
     ),
     "subclusters": pa.schema(

@@ -287,6 +287,26 @@ def class_quotas(labeled_counts: Integers, total: int, ratio: float, uniform_wei
     return quota
 
 
+def loss_weights(evidence: Evidence, selected: Booleans) -> Floats:
+    """Weigh the selected photos in fine-tuning: fully where both views are sure, less towards the threshold.
+
+    A photo's weight is the guide's confidence in its class times its in-class score relative to the median of the
+    selected, at most 1. So a wide selection can hold the harder photos, which teach most, without the foreign ones
+    among them having the same say (the idea of SoftMatch, Chen et al. 2023, with a weight that needs no scale).
+
+    Args:
+        evidence: for n unlabeled photos.
+        selected: (n,) which are taken; at least one.
+
+    Returns:
+        (n,) between 0 and 1; 0 for photos that are not selected.
+    """
+    score = evidence.in_class_score
+    middle = np.median(score[selected])
+    trust = np.minimum(score / middle, 1) if middle > 0 else np.ones_like(score)
+    return np.where(selected, evidence.confidence * trust, 0).astype(np.float32)
+
+
 def select_photos(evidence: Evidence, labeled_counts: Integers, rules: SelectionRules) -> Booleans:
     """Choose the photos on which both views agree, the best-scored first, within the quotas of the classes.
 

@@ -181,6 +181,7 @@ class Fake:
                 "neighbour_agreement": draws.random(len(photos)),
                 "in_class_score": score,
                 "selected": score > 0.55,
+                "weight": np.where(score > 0.55, 0.5, 0.0),
             }
         )
 

@@ -30,6 +30,7 @@ def pseudo_labels(rows):
         pl.col("class_id").cast(pl.Int32),
         confidence=pl.col("in_class_score").cast(pl.Float32) * 0 + 0.5,
         neighbour_agreement=pl.lit(1.0, pl.Float32),
+        weight=pl.lit(1.0, pl.Float32),
     )
 
 

@@ -178,10 +178,10 @@ def test_fine_tuning_takes_labels_selected_pseudo_labels_and_bare_photos() -> No
         {
             "image_id": ["e", "f", "g", "h"],
             "class_id": [1, 2, 0, 0],
-            "confidence": [0.9, 0.7, 0.5, 0.5],
             "selected": [True, True, False, False],
+            "weight": [0.9, 0.7, 0.0, 0.0],
         },
-        schema_overrides={"confidence": pl.Float32},
+        schema_overrides={"weight": pl.Float32},
     )
     task = classification_task(PHOTOS, CLASSES, pseudo)
     assert task.photos.image_ids == ["a", "b", "c", "e", "f", "g", "h"]

@@ -20,6 +20,7 @@ from fieldmark.selection import (
     consistent_classes,
     dense_probabilities,
     in_class_score,
+    loss_weights,
     neighbour_votes,
     select_photos,
     weigh_evidence,
@@ -192,6 +193,14 @@ def test_a_fixed_threshold() -> None:
         evidence([0, 0, 1, 1], [0.9, 0.2, 0.5, 0.4]), np.array([2, 2]), replace(RULES, min_in_class_score=0.4)
     )
     assert chosen.tolist() == [True, False, True, True]
+
+
+def test_the_surer_half_of_the_selection_counts_fully() -> None:
+    found = evidence([0] * 5, [0.8, 0.6, 0.4, 0.2, 0.9], confidence=np.array([1, 0.5, 1, 1, 1.0]))
+    weights = loss_weights(found, np.array([True, True, True, True, False]))
+    np.testing.assert_allclose(weights, [1, 0.5, 0.4 / 0.5, 0.2 / 0.5, 0], atol=1e-6)
+    nothing = evidence([0, 0], [0.0, 0.0], confidence=np.array([0.7, 0.9]))
+    np.testing.assert_allclose(loss_weights(nothing, np.ones(2, dtype=np.bool_)), [0.7, 0.9], atol=1e-6)
 
 
 @pytest.mark.parametrize("flaw", ["possible", "agreed", "confidence"])

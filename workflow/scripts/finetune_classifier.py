@@ -30,10 +30,9 @@ def classification_task(manifest: pl.DataFrame, classes: pl.DataFrame, pseudo: p
     selected = unlabeled.head(0)
     if pseudo is not None:
         chosen = pseudo.filter("selected").select(
-            "image_id", pl.col("class_id").cast(pl.Int64).alias("target"), pl.col("confidence").alias("weight")
+            "image_id", pl.col("class_id").cast(pl.Int64).alias("target"), pl.col("weight").cast(pl.Float64)
         )
         selected = unlabeled.drop("target", "weight").join(chosen, on="image_id").select(unlabeled.columns)
-        selected = selected.with_columns(pl.col("weight").cast(pl.Float64))
         unlabeled = unlabeled.join(chosen, on="image_id", how="anti")
     parts, first = {}, 0
     for name, frame in (("labeled", labeled), ("pseudo", selected), ("unlabeled", unlabeled)):

@@ -16,6 +16,7 @@ from fieldmark.selection import (
     SelectionRules,
     class_positions,
     consistent_classes,
+    loss_weights,
     read_scores,
     select_photos,
     weigh_evidence,
@@ -73,6 +74,7 @@ def select_pseudo_labels(
             "neighbour_agreement": evidence.neighbour_agreement,
             "in_class_score": evidence.in_class_score,
             "selected": selected,
+            "weight": loss_weights(evidence, selected),
         }
     )
     write_table(table, "pseudo_labels", target)
