@@ -7,6 +7,8 @@ unlabeled photos can be worth; the pipeline's share of it is the fair measure of
 
 ``naive``: pseudo-labels from the supervised model wherever it is at least 95 % sure, foreign photos or not.
 
+``fixmatch``, ``freematch``: see :mod:`benchmarks.consistency`; as many steps as ``long``.
+
 Each leaves its predictions of the test photos in ``results/references/``, for :mod:`benchmarks.seeds`::
 
     python -m benchmarks.references --configfile configs/grocery.yaml --reference oracle
@@ -17,6 +19,8 @@ They read the truth, so they are no part of the workflow.
 import argparse
 import importlib.util
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,18 +31,26 @@ import torch
 import yaml
 from snakemake.utils import update_config
 
+from benchmarks.consistency import AdaptiveThreshold, FixedThreshold, Photos, one_phase, train_consistency
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.config import model_settings, resolve, stage_settings
 from fieldmark.evaluation import wilson_interval
 from fieldmark.fitting import ModelSettings, Plan, StageSettings
+from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
-from fieldmark.models import load_classifier
+from fieldmark.models import Architecture, build_classifier, load_classifier, save_classifier
 from fieldmark.predictions import to_table
-from fieldmark.training import Hardware
+from fieldmark.training import Phase
 from fieldmark.truth import read_truth
 from fieldmark.views import Augmentation
 
 PROJECT = Path(__file__).resolve().parent.parent
+THRESHOLDS: dict[str, Callable[[int], FixedThreshold | AdaptiveThreshold]] = {
+    "fixmatch": lambda classes: FixedThreshold(),
+    "freematch": AdaptiveThreshold,
+}
+AS_LONG_AS_A_ROUND = ("long", *THRESHOLDS)
+NAMES = ("oracle", "naive", *AS_LONG_AS_A_ROUND)
 
 
 def load_script(name: str) -> ModuleType:
@@ -83,62 +95,115 @@ def steps_of(settings: dict[str, Any]) -> int:
     return sum(phase["steps"] for phase in settings["phases"])
 
 
-def recipe_of(config: dict[str, Any], model: str, recipe: str, reference: str) -> dict[str, Any]:
-    """The recipe as configured; for ``long``, with as many steps in all as a round takes."""
-    settings = stage_settings(config, model, recipe)
-    if reference == "long":
-        own = steps_of(settings)
-        whole = own + sum(steps_of(stage_settings(config, model, stage)) for stage in ("pretrain", "guide", "refine"))
-        for phase in settings["phases"]:
-            phase["steps"] = round(phase["steps"] * whole / own)
-    return settings
+@dataclass(frozen=True)
+class Reference:
+    """One model to compare with.
 
+    Attributes:
+        config: the resolved configuration.
+        results: folder of a finished run.
+        name: one of :data:`NAMES`.
+        model: of the configuration.
+        recipe: of the configuration.
+        threads: for decoding.
+    """
 
-def run_reference(
-    config: dict[str, Any], results: Path, reference: str, model: str, recipe: str, seed: int, threads: int
-) -> None:
-    """Train, predict the test photos, and print top-1."""
-    tables = {name: results / "data" / f"{name}.parquet" for name in ("manifest", "classes", "rejected")}
-    manifest, classes = read_table("manifest", tables["manifest"]), read_table("classes", tables["classes"])
-    rejected = read_table("rejected", tables["rejected"])["path"].to_list()
-    truth = read_truth(config["data"]["truth"], manifest, classes, rejected)
-    folder = results / "references" / reference / model / recipe
-    hardware = Hardware(precision=config["compute"]["precision"], cache_mb=2000, decode_threads=threads)
-    labels = folder / "pseudo_labels.parquet"
-    if reference == "oracle":
-        write_table(true_labels(manifest, truth), "pseudo_labels", labels)
-    elif reference == "naive":
-        supervised = results / "baseline" / model / recipe / "model.safetensors"
-        write_table(sure_labels(manifest, supervised, hardware), "pseudo_labels", labels)
-    settings = ModelSettings(**model_settings(config, model))
-    load_script("finetune_classifier").finetune_classifier(
-        manifest=tables["manifest"],
-        classes=tables["classes"],
-        pseudo_labels=None if reference == "long" else labels,
-        source=settings.weights,
-        plan=Plan(
-            model=settings,
-            stage=StageSettings(**recipe_of(config, model, recipe, reference)),
-            augmentation=Augmentation(**config["augmentation"]),
-            hardware=hardware,
-            seed=seed,
-            code=reference,
-        ),
-        weights=folder / "model.safetensors",
-        history=folder / "history.parquet",
-    )
-    test = manifest.filter((pl.col("split") == "test") & pl.col("image_id").is_in(list(truth))).sort("image_id")
-    views = ViewPlan(**{key: value for key, value in config["predict"].items() if key != "top_k"})
-    _, probabilities = infer(load_classifier(folder / "model.safetensors"), test["path"].to_list(), views, hardware)
-    write_table(
-        to_table(test["image_id"].to_list(), probabilities, config["predict"]["top_k"]),
-        "predictions",
-        folder / "predictions.parquet",
-    )
-    known = np.array([truth[image_id] for image_id in test["image_id"]])
-    hits, count = int((probabilities.argmax(axis=1) == known)[known >= 0].sum()), int((known >= 0).sum())
-    low, high = wilson_interval(hits, count)
-    print(f"{reference} {model}/{recipe}: top-1 on test {hits / count:.3f} ({low:.3f} to {high:.3f}), {count} photos")
+    config: dict[str, Any]
+    results: Path
+    name: str
+    model: str
+    recipe: str
+    threads: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the model and its predictions go."""
+        return self.results / "references" / self.name / self.model / self.recipe
+
+    @property
+    def hardware(self) -> Hardware:
+        """The CPU, with the configured precision."""
+        return Hardware(precision=self.config["compute"]["precision"], cache_mb=2000, decode_threads=self.threads)
+
+    def table(self, name: str) -> Path:
+        """A table of the run's data."""
+        return self.results / "data" / f"{name}.parquet"
+
+    def recipe_settings(self) -> dict[str, Any]:
+        """The recipe; with as many steps in all as a round takes, where the reference is to match that."""
+        settings = stage_settings(self.config, self.model, self.recipe)
+        if self.name in AS_LONG_AS_A_ROUND:
+            own = steps_of(settings)
+            others = (stage_settings(self.config, self.model, stage) for stage in ("pretrain", "guide", "refine"))
+            whole = own + sum(map(steps_of, others))
+            for phase in settings["phases"]:
+                phase["steps"] = round(phase["steps"] * whole / own)
+        return settings
+
+    def train(self, manifest: pl.DataFrame, truth: dict[str, int]) -> None:
+        """Leave the model in :attr:`folder`."""
+        if self.name in THRESHOLDS:
+            self._train_consistency(manifest)
+            return
+        labels = self.folder / "pseudo_labels.parquet"
+        if self.name == "oracle":
+            write_table(true_labels(manifest, truth), "pseudo_labels", labels)
+        elif self.name == "naive":
+            supervised = self.results / "baseline" / self.model / self.recipe / "model.safetensors"
+            write_table(sure_labels(manifest, supervised, self.hardware), "pseudo_labels", labels)
+        settings = ModelSettings(**model_settings(self.config, self.model))
+        load_script("finetune_classifier").finetune_classifier(
+            manifest=self.table("manifest"),
+            classes=self.table("classes"),
+            pseudo_labels=None if self.name == "long" else labels,
+            source=settings.weights,
+            plan=Plan(
+                model=settings,
+                stage=StageSettings(**self.recipe_settings()),
+                augmentation=Augmentation(**self.config["augmentation"]),
+                hardware=self.hardware,
+                seed=self.config["seed"],
+                code=self.name,
+            ),
+            weights=self.folder / "model.safetensors",
+            history=self.folder / "history.parquet",
+        )
+
+    def _train_consistency(self, manifest: pl.DataFrame) -> None:
+        settings = ModelSettings(**model_settings(self.config, self.model))
+        classes = read_table("classes", self.table("classes")).height
+        architecture = Architecture(settings.backbone, settings.embedding, classes, 0, False, settings.image_size)
+        seed = self.config["seed"]
+        model = build_classifier(architecture, settings.weights, seed=seed, dropout=settings.dropout)
+        labeled, unlabeled = (manifest.filter(split=split).sort("image_id") for split in ("labeled", "unlabeled"))
+        target = labeled["class_id"].to_numpy().astype(np.int64)
+        photos = Photos(labeled["path"].to_list(), target, unlabeled["path"].to_list())
+        phases = []
+        for phase in self.recipe_settings()["phases"]:
+            phases.append(Phase(**{key: value for key, value in phase.items() if key not in ("balanced", "shares")}))
+        strong = Augmentation(**self.config["augmentation"])
+        train_consistency(model, photos, one_phase(phases), strong, THRESHOLDS[self.name](classes), seed)
+        save_classifier(model, self.folder / "model.safetensors")
+
+    def run(self) -> None:
+        """Train, predict the test photos, and print top-1."""
+        manifest, classes = (read_table(name, self.table(name)) for name in ("manifest", "classes"))
+        rejected = read_table("rejected", self.table("rejected"))["path"].to_list()
+        truth = read_truth(self.config["data"]["truth"], manifest, classes, rejected)
+        self.train(manifest, truth)
+        test = manifest.filter((pl.col("split") == "test") & pl.col("image_id").is_in(list(truth))).sort("image_id")
+        views = ViewPlan(**{key: value for key, value in self.config["predict"].items() if key != "top_k"})
+        model = load_classifier(self.folder / "model.safetensors")
+        _, probabilities = infer(model, test["path"].to_list(), views, self.hardware)
+        table = to_table(test["image_id"].to_list(), probabilities, self.config["predict"]["top_k"])
+        write_table(table, "predictions", self.folder / "predictions.parquet")
+        known = np.array([truth[image_id] for image_id in test["image_id"]])
+        right = (probabilities.argmax(axis=1) == known)[known >= 0]
+        low, high = wilson_interval(int(right.sum()), len(right))
+        print(
+            f"{self.name} {self.model}/{self.recipe}: top-1 on test {right.mean():.3f} ({low:.3f} to {high:.3f}), "
+            f"{len(right)} photos"
+        )
 
 
 def main() -> None:
@@ -146,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configfile", type=Path, action="append", default=[], help="overrides of config.yaml")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of a finished run")
-    parser.add_argument("--reference", choices=["oracle", "long", "naive"], default="oracle")
+    parser.add_argument("--reference", choices=NAMES, default="oracle")
     parser.add_argument("--model", help="default: the first")
     parser.add_argument("--recipe", help="default: the model's first")
     parser.add_argument("--threads", type=int, default=2)
@@ -159,7 +224,7 @@ def main() -> None:
     resolve(config)
     model = options.model or next(iter(config["models"]))
     recipe = options.recipe or config["models"][model]["recipes"][0]
-    run_reference(config, options.results, options.reference, model, recipe, config["seed"], options.threads)
+    Reference(config, options.results, options.reference, model, recipe, options.threads).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,131 @@
+"""FixMatch (Sohn et al. 2020) and FreeMatch (Wang et al. 2023), on this project's views, sampler and optimizer.
+
+Short versions for comparison on equal terms: the same backbone, pretrained weights, learning rates and frozen layers
+as the recipe they stand beside, and as many photos through the network at each step. What is left out is what that
+excludes: the averaged copy of the weights, batches of hundreds of photos, and FreeMatch's fairness term.
+
+At each step a weak view of every unlabeled photo is named by the network as it stands; where it is surer than a
+threshold, a strong view of the same photo is to get the same name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fieldmark.images import PhotoStore
+from fieldmark.losses import weighted_cross_entropy
+from fieldmark.models import Classifier, freeze_norms
+from fieldmark.sampling import BalancedSampler, EpochSampler
+from fieldmark.stage import Progress
+from fieldmark.training import Phase, learning_rate_at, prepare
+from fieldmark.views import Augmentation, collate, decode_side, normalise, random_views
+
+# A weak view: nearly the whole photo, perhaps mirrored.
+WEAK = Augmentation(min_scale=0.8, rotation=0.0, color=0.0, erase=0.0, flip=True)
+
+
+class FixedThreshold:
+    """FixMatch: the same threshold for all classes, from the first step to the last."""
+
+    def __init__(self, value: float = 0.95) -> None:
+        self.value = value
+
+    def passes(self, probabilities: Tensor) -> Tensor:
+        """(B, C) probabilities of weak views to (B,) whether the photo takes part."""
+        return probabilities.max(dim=1).values >= self.value
+
+
+class AdaptiveThreshold:
+    """FreeMatch: running mean of the confidence, lowered for classes that the network predicts rarely."""
+
+    def __init__(self, classes: int, momentum: float = 0.99) -> None:
+        self.momentum = momentum
+        self.overall = torch.tensor(1.0 / classes)
+        self.by_class = torch.full((classes,), 1.0 / classes)
+
+    def passes(self, probabilities: Tensor) -> Tensor:
+        """(B, C) probabilities of weak views to (B,) whether the photo takes part; updates the running means."""
+        confidence, label = probabilities.max(dim=1)
+        self.overall = torch.lerp(confidence.mean(), self.overall, self.momentum)
+        self.by_class = torch.lerp(probabilities.mean(dim=0), self.by_class, self.momentum)
+        return confidence >= self.overall * (self.by_class / self.by_class.max())[label]
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Labeled photos with their classes, and unlabeled ones."""
+
+    labeled: Sequence[str]
+    target: np.ndarray
+    unlabeled: Sequence[str]
+
+
+def train_consistency(
+    model: Classifier,
+    photos: Photos,
+    phase: Phase,
+    strong: Augmentation,
+    threshold: FixedThreshold | AdaptiveThreshold,
+    seed: int,
+    labeled_share: float = 0.25,
+) -> None:
+    """Train in place.
+
+    Args:
+        model: starts from pretrained weights.
+        photos: what to train on.
+        phase: steps, rates and what is frozen; of its batch size ``labeled_share`` are labeled photos, and the rest
+            unlabeled ones, each counted twice: its weak and its strong view.
+        strong: strength of the strong views, and of the views of labeled photos.
+        threshold: which unlabeled photos take part.
+        seed: of the order and of all views.
+        labeled_share: of the views of a step.
+    """
+    labels = round(phase.batch_size * labeled_share)
+    others = (phase.batch_size - labels) // 2
+    count = len(photos.labeled)
+    known = BalancedSampler(np.arange(count), photos.target, seed)
+    unknown = EpochSampler(np.arange(count, count + len(photos.unlabeled)), seed + 1)
+    optimizer = prepare(model, phase)
+    side = model.architecture.image_size
+    progress = Progress(phase.name, phase.steps * phase.batch_size)
+    with PhotoStore([*photos.labeled, *photos.unlabeled], decode_side(side), 2**30, 1) as store:
+        for step in range(phase.steps):
+            first, second = known.positions(step * labels, labels), unknown.positions(step * others, others)
+            generator = torch.Generator().manual_seed(
+                int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] % 2**63)
+            )
+            views = {
+                name: normalise(random_views(*collate(store.get(rows)), side, how, generator), model.normalisation)
+                for name, rows, how in (("labeled", first, strong), ("weak", second, WEAK), ("strong", second, strong))
+            }
+            model.train()
+            if phase.frozen_norms:
+                freeze_norms(model.backbone)
+            with torch.no_grad():
+                probabilities = model(views["weak"])[1].softmax(dim=1)
+            sure = threshold.passes(probabilities)
+            for group in optimizer.param_groups:
+                group["lr"] = phase.learning_rate * group["scale"] * learning_rate_at(phase, step)
+            logits = model(torch.cat([views["labeled"], views["strong"]]))[1]
+            target = torch.from_numpy(photos.target[first])
+            loss = weighted_cross_entropy(logits[:labels], target, torch.ones(labels), phase.label_smoothing)
+            own = functional.cross_entropy(logits[labels:], probabilities.argmax(dim=1), reduction="none")
+            loss = loss + (own * sure).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), phase.clip)
+            optimizer.step()
+            progress.add(
+                phase.batch_size, f"loss {float(loss.detach()):.3f}, {float(sure.float().mean()):.0%} take part"
+            )
+    model.eval()
+
+
+def one_phase(phases: Sequence[Phase]) -> Phase:
+    """A recipe's first phase with the steps of all of them: the methods know no stages."""
+    return replace(phases[0], steps=sum(phase.steps for phase in phases))

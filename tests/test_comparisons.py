@@ -1,0 +1,55 @@
+"""The benchmarks that compare models: thresholds of the semi-supervised baselines, and figures over seeds."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.consistency import AdaptiveThreshold, FixedThreshold, one_phase
+from benchmarks.seeds import difference_table, gap_table, interval
+from fieldmark.training import Phase
+
+SURE = torch.tensor([[0.96, 0.02, 0.02], [0.6, 0.3, 0.1], [0.1, 0.5, 0.4]])
+
+
+def test_the_fixed_threshold_asks_the_same_of_all_classes() -> None:
+    assert FixedThreshold(0.95).passes(SURE).tolist() == [True, False, False]
+
+
+def test_the_adaptive_threshold_follows_the_confidence_and_spares_rare_classes() -> None:
+    threshold = AdaptiveThreshold(3, momentum=0.5)
+    overall = 0.5 / 3 + 0.5 * (0.96 + 0.6 + 0.5) / 3
+    by_class = 0.5 / 3 + 0.5 * SURE.mean(dim=0)
+    # Half of the way from 1/3, the running confidence is .51, and the second class, half as frequent, needs less.
+    assert threshold.passes(SURE).tolist() == [True, True, True]
+    assert float(threshold.overall) == pytest.approx(overall)
+    torch.testing.assert_close(threshold.by_class, by_class)
+    for _ in range(20):
+        threshold.passes(SURE)
+    assert threshold.passes(SURE).tolist() == [True, False, True]
+
+
+def test_a_recipe_of_two_phases_becomes_one_with_all_steps() -> None:
+    phases = [Phase("a", 20, 8, 0.1, frozen_layers=2), Phase("b", 10, 8, 0.2, frozen_backbone=True)]
+    assert one_phase(phases) == Phase("a", 30, 8, 0.1, frozen_layers=2)
+
+
+def test_an_interval_holds_the_spread_of_photos_and_of_seeds() -> None:
+    rng = np.random.default_rng(0)
+    photos = (rng.random((1, 400)) < 0.8).astype(float)
+    same = np.repeat(photos, 3, axis=0)
+    low, high = interval(same, 2000, rng)
+    assert low == pytest.approx(photos.mean() - 1.96 * photos.std() / 20, abs=0.005)
+    assert high == pytest.approx(photos.mean() + 1.96 * photos.std() / 20, abs=0.005)
+    moved = same.copy()
+    moved[0] = (rng.random(400) < 0.95).astype(float)
+    wide = interval(moved, 2000, rng)
+    assert wide[1] - wide[0] > high - low
+
+
+def test_differences_are_paired_and_the_gap_is_between_baseline_and_oracle() -> None:
+    rng = np.random.default_rng(0)
+    right = np.array([[1.0, 0, 1, 0], [1, 1, 0, 0]])
+    hits = {"baseline/m/r": right, "round0/m/r": np.maximum(right, [[0, 1, 0, 0]]), "oracle/m/r": right * 0 + 1}
+    lines = difference_table(hits, ["round0/m/r"], ["baseline/m/r"], 500, rng).splitlines()
+    assert lines[2].startswith("| round0/m/r − baseline/m/r | +12.5 | +0.0 to ")
+    assert gap_table(hits, "oracle/m/r", "baseline/m/r").splitlines()[2] == "| round0/m/r | 25 |"
