@@ -64,14 +64,25 @@ def principal_map(features: Tensor) -> Tensor:
     return component * torch.where(outside > 0, -1.0, 1.0)[:, None, None]
 
 
-def otsu_level(maps: Tensor) -> Tensor:
-    """(B,) the level that cuts each of (B, H, W) maps into two parts of least variance (Otsu 1979)."""
+def otsu_level(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The level that cuts each map into two parts of least variance (Otsu 1979).
+
+    Args:
+        maps: (B, H, W).
+
+    Returns:
+        (B,) levels, and (B,) the share of the variance that lies between the parts: 1 for maps of two values, 0 for
+        flat ones.
+    """
     values = maps.flatten(1).sort(dim=1).values
     count = values.shape[1]
     below = torch.arange(1, count, device=maps.device, dtype=torch.float32)
     sums = values.cumsum(dim=1)[:, :-1]
     apart = sums / below - (values.sum(dim=1, keepdim=True) - sums) / (count - below)
-    return values.gather(1, (below * (count - below) * apart.square()).argmax(dim=1, keepdim=True))[:, 0]
+    between, place = (below * (count - below) * apart.square()).max(dim=1, keepdim=True)
+    whole = values.var(dim=1, correction=0, keepdim=True) * count**2
+    share = torch.where(whole > 0, between / whole.clamp(min=torch.finfo(whole.dtype).tiny), torch.zeros_like(whole))
+    return values.gather(1, place)[:, 0], share[:, 0].clamp(max=1)
 
 
 def largest_region(energy: Tensor) -> Tensor:
@@ -105,10 +116,11 @@ def region_boxes(maps: Tensor) -> tuple[Floats, Floats]:
         maps: (B, H, W), high where the region is.
 
     Returns:
-        (B, 4) x, y, width, height relative to the map, and (B,) the share that the region holds of all that exceeds
-        the threshold: 1 if that is one connected region, 0 if the map is flat.
+        (B, 4) x, y, width, height relative to the map, and (B,) scores in 0…1: how clearly the map falls into two
+        parts, times the share that the region holds of all that exceeds the threshold. 0 if the map is flat.
     """
-    energy = (maps - otsu_level(maps)[:, None, None]).clamp(min=0)
+    level, clearness = otsu_level(maps)
+    energy = (maps - level[:, None, None]).clamp(min=0)
     region = largest_region(energy)
     edges = []
     for seen in (region.any(dim=1), region.any(dim=2)):  # along x, along y
@@ -119,7 +131,7 @@ def region_boxes(maps: Tensor) -> tuple[Floats, Floats]:
     (x, width), (y, height) = edges
     whole = energy.sum(dim=(1, 2))
     share = (energy * region).sum(dim=(1, 2)) / torch.where(whole > 0, whole, torch.ones_like(whole))
-    return torch.stack([x, y, width, height], dim=1).double().cpu().numpy(), share.cpu().numpy()
+    return torch.stack([x, y, width, height], dim=1).double().cpu().numpy(), (clearness * share).cpu().numpy()
 
 
 def activation_boxes(

@@ -113,6 +113,8 @@ class Detector(FCOS):
             size_divisible=1,
             _skip_resize=True,
         )
+        # A subject usually fills several cells of the finest level: started there, the sides are learned sooner.
+        nn.init.constant_(self.head.regression_head.bbox_reg.bias, 3.0)
         self.architecture = architecture
 
     def losses(self, views: Tensor, boxes: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def test_a_long_winding_region_is_one() -> None:
 
 def test_otsu_equals_trying_every_level() -> None:
     maps = torch.from_numpy(np.random.default_rng(1).normal(size=(6, 4, 5))).float()
-    for one, level in zip(maps, otsu_level(maps), strict=True):
+    for one, level, share in zip(maps, *otsu_level(maps), strict=True):
         values = one.flatten().numpy()
 
         def within(cut: float, values: np.ndarray = values) -> float:
@@ -55,6 +55,9 @@ def test_otsu_equals_trying_every_level() -> None:
             return len(low) * low.var() + (len(high) * high.var() if len(high) else 0.0)
 
         assert within(float(level)) == pytest.approx(min(map(within, values)), rel=1e-5)
+        assert float(share) == pytest.approx(1 - within(float(level)) / (len(values) * values.var()), rel=1e-5)
+    level, share = otsu_level(torch.tensor([[[1.0, 5.0], [1.0, 5.0]], [[2.0, 2.0], [2.0, 2.0]]]))
+    assert level[0] == 1.0 and share.tolist() == pytest.approx([1.0, 0.0])
 
 
 def test_the_box_goes_round_the_region() -> None:

@@ -9,6 +9,14 @@ def finder_params():
     return {key: config["detection"][key] for key in keys}
 
 
+def detector_file():
+    """The detector that looks at the photos: one from elsewhere, the one trained here, or none."""
+    settings = config["detection"]
+    if settings["method"] != "detector":
+        return []
+    return settings["detector"] or "results/detection/detector.safetensors"
+
+
 rule train_detector:
     input:
         manifest=MANIFEST,
@@ -25,7 +33,7 @@ rule train_detector:
     resources:
         **job_resources(gpu=config["resources"]["gpus"]),
     params:
-        **named(section("detection", "method", "min_score"), seed=derived_seed("detector")),
+        **named(section("detection", "method", "min_score", "detector"), seed=derived_seed("detector")),
         precision=config["compute"]["precision"],
         code=fingerprint("train_detector"),
     script:
@@ -35,7 +43,7 @@ rule train_detector:
 rule detect_photos:
     input:
         shard="results/data/shards/{shard}.parquet",
-        detector="results/detection/detector.safetensors" if config["detection"]["method"] == "detector" else [],
+        detector=detector_file(),
     output:
         "results/detection/boxes/{shard}.parquet",
     log:
