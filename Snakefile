@@ -29,6 +29,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/cluster.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/select.smk"
+include: "workflow/rules/detect.smk"
 include: "workflow/rules/predict.smk"
 
 

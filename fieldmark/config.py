@@ -108,6 +108,12 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"predict.top_k: expected at least 5 for submission.layout inat, found {config['predict']['top_k']}"
         if data["format"] == "coco" and not (isinstance(data["annotations"], dict) and "test" in data["annotations"]):
             yield "data.annotations.test: expected the JSON of the test photos, for submission.layout inat"
+    detection = config["detection"]
+    if detection["weights"] == "package" and detection["backbone"] != "tf_efficientnet_lite0":
+        yield (
+            "detection.weights: package holds the weights of tf_efficientnet_lite0, not of "
+            f"{detection['backbone']}; expected hub, none or a file"
+        )
     for name, model in config["models"].items():
         for recipe in model["recipes"]:
             if recipe not in config["recipes"]:

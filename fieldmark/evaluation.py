@@ -15,6 +15,7 @@ Names of the metrics in tables of scores:
 - ``precision``: share of the selected photos that are in-class and rightly labeled; ``recall``: their share of all
   in-class photos; ``foreign_share``: of the selected photos; ``label_accuracy``: of the selected in-class ones.
 - ``auroc_in_class_score``, ``auroc_confidence``: how well each tells in-class from foreign photos.
+- ``mean_iou``, ``ap50``, ``ap``, ``found_share``: of the key regions, see :func:`fieldmark.boxes.box_scores`.
 
 Labels are class ids; :data:`FOREIGN` marks a photo of none of the labeled classes.
 """

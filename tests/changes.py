@@ -16,6 +16,7 @@ from tests.project import (
     INGESTION,
     PARTS,
     PROBE,
+    REGIONS,
     TINY,
     Job,
     Project,
@@ -131,16 +132,21 @@ SECOND_MODEL = all_jobs(models=("tiny", "other"))
 EXTRA_RECIPE = {"phases": [{"steps": 2, "batch_size": 16, "learning_rate": 0.001}]}
 OTHER = {"backbone": "test_resnet", "weights": "none", "image_size": 48, "recipes": ["layerwise", "two_stage"]}
 
+# What shows how good the key regions are, which no model looks at here.
+MEASURED = only("evaluate_stages", "render_report")
+
 # (the change, as docs/reruns.md names it; how it is made; the jobs that rerun)
 CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("nothing", append(""), set()),
     ("comments in every script and module", remark_everywhere, set()),
     ("new times of all files of the project", touch_everything, set()),
-    ("`fieldmark/losses.py`", program("fieldmark/losses.py"), onwards("pretrain_backbone") | BASELINE),
-    ("`fieldmark/inference.py`", program("fieldmark/inference.py"), AFTER_SHARDS),
+    ("`fieldmark/losses.py`", program("fieldmark/losses.py"), onwards("pretrain_backbone") | BASELINE | REGIONS),
+    ("`fieldmark/inference.py`", program("fieldmark/inference.py"), AFTER_SHARDS - REGIONS),
     ("`fieldmark/clustering.py`", program("fieldmark/clustering.py"), onwards("cluster_photos")),
     ("`fieldmark/selection.py`", program("fieldmark/selection.py"), onwards("select_pseudo_labels")),
     ("`fieldmark/submission.py`", program("fieldmark/submission.py"), only("write_submission")),
+    ("`fieldmark/detector.py`", program("fieldmark/detector.py"), REGIONS | MEASURED),
+    ("`fieldmark/activation.py`", program("fieldmark/activation.py"), only("detect_photos") | MEASURED),
     (
         "`workflow/scripts/train_guide.py`",
         program("workflow/scripts/train_guide.py"),
@@ -155,7 +161,10 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     (
         "`shards`",
         configure(shards=3),
-        all_jobs(shards=3) - {job for job in BASELINE if job.rule == "finetune_classifier"} - INGESTION,
+        all_jobs(shards=3)
+        - {job for job in BASELINE if job.rule == "finetune_classifier"}
+        - INGESTION
+        - only("train_detector"),
     ),
     ("`data.coarse_taxa`", configure(data__coarse_taxa=[]), ALL - only("generate_demo")),
     ("`data.truth`", configure(data__truth=None), only("evaluate_stages", "render_report")),
@@ -165,7 +174,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
         configure(cluster__iterations=4, cluster__min_photos_per_cluster=5),
         onwards("cluster_photos"),
     ),
-    ("`models.*.image_size`", configure(models__tiny__image_size=48), AFTER_SHARDS),
+    ("`models.*.image_size`", configure(models__tiny__image_size=48), AFTER_SHARDS - REGIONS),
     ("`models.*.dropout`", configure(models__tiny__dropout=0.1), onwards("pretrain_backbone") | BASELINE),
     (
         "`models.*.overrides.guide`",
@@ -182,6 +191,9 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
         configure(recipes__third=EXTRA_RECIPE, models__tiny__recipes=["layerwise", "two_stage", "third"]),
         (all_jobs(recipes=("layerwise", "two_stage", "third")) - ALL) | only(*END),
     ),
+    ("`detection.method`", configure(detection__method="activation"), only("detect_photos") | MEASURED),
+    ("`detection.min_score`", configure(detection__min_score=0.4), only("detect_photos") | MEASURED),
+    ("`detection`, other keys", configure(detection__steps=5), REGIONS | MEASURED),
     ("`cluster`", configure(cluster__iterations=6), onwards("cluster_photos")),
     ("`filter`", configure(filter__min_size=3), onwards("filter_clusters")),
     ("`select`", configure(select__selected_share=0.4), onwards("select_pseudo_labels")),

@@ -29,6 +29,7 @@ CHAIN = (
     "finetune_classifier",
     "predict_photos",
 )
+DETECTION = ("train_detector", "detect_photos")
 BY_SHARD = ("extract_features", "score_photos", "predict_photos")
 BY_RECIPE = ("finetune_classifier", "predict_photos")
 OF_ALL_MODELS = ("cluster_photos", "filter_clusters", "select_pseudo_labels", "recluster_selection")
@@ -54,6 +55,7 @@ def all_jobs(
 ) -> set[Job]:
     """Every job of a run, written down once more independently of the rules."""
     jobs = {Job(rule) for rule in (*BEGINNING, *END)} | {Job("probe_features", model=model) for model in models}
+    jobs |= {Job("train_detector"), *(Job("detect_photos", shard=str(shard)) for shard in range(shards))}
     for run in ("baseline", *(f"round{number}" for number in range(rounds))):
         for rule in BY_RECIPE if run == "baseline" else CHAIN:
             for model in [""] if rule in OF_ALL_MODELS else models:
@@ -89,6 +91,7 @@ PROBE = only("probe_features")
 BASELINE = baseline("layerwise", "two_stage")
 INGESTION = only("generate_demo", "ingest_photos")
 AFTER_SHARDS = ALL - INGESTION - only("shard_manifest")
+REGIONS = only(*DETECTION)
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,8 @@ def test_values_that_are_given_are_kept() -> None:
         ("models.m", 3, "models.m: expected object, found 3"),
         # A value out of range.
         ("rounds", 0, "rounds: expected at least 1, found 0 (how often"),
+        ("detection.method", "boxes", "detection.method: expected one of detector, activation, none; found 'boxes'"),
+        ("detection.width", 48, "detection.width: 48 is not a multiple of 32"),
         ("filter.max_size_share", 0, "filter.max_size_share: expected more than 0, found 0"),
         ("filter.spread_quantile", 1.5, "filter.spread_quantile: expected at most 1, found 1.5"),
         ("demo.foreign_share", 1, "demo.foreign_share: expected less than 1, found 1"),
@@ -149,6 +151,11 @@ def test_values_that_are_given_are_kept() -> None:
         # Contradictions.
         ("models.m.recipes", ["plane"], "models.m.recipes: 'plane' is not defined under recipes: (found plain)"),
         ("models.m.weights", "package", "models.m.weights: package holds the weights of tf_efficientnet_lite0, not of"),
+        (
+            "detection.backbone",
+            "resnet50",
+            "detection.weights: package holds the weights of tf_efficientnet_lite0, not",
+        ),
         ("models.m.overrides", {"guid": {}}, "models.m.overrides.guid: expected one of pretrain, guide, refine, plain"),
         ("select", {"min_in_class_score": 0.5}, "select: expected exactly one of min_in_class_score and selected_shar"),
         ("select", {"selected_share": None}, "select: expected exactly one of min_in_class_score and selected_share"),
@@ -237,7 +244,18 @@ def test_config_yaml_shows_every_key_that_has_no_default() -> None:
 
 
 def test_config_yaml_shows_every_section_and_every_key_of_the_plain_ones() -> None:
-    shown = ("cluster", "filter", "select", "recluster", "augmentation", "predict", "ensemble", "evaluate", "demo")
+    shown = (
+        "detection",
+        "cluster",
+        "filter",
+        "select",
+        "recluster",
+        "augmentation",
+        "predict",
+        "ensemble",
+        "evaluate",
+        "demo",
+    )
     assert set(DEMO) == set(SCHEMA["properties"])
     for name in (*shown, "submission", "compute", "resources"):
         assert set(DEMO[name]) == set(SCHEMA["properties"][name]["properties"]), name

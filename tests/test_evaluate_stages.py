@@ -190,6 +190,7 @@ def run_evaluation(folder, paths, truth, out="out"):
             name: [str(folder / f"results/round{number}/{name}.parquet") for number in range(2)]
             for name in ("clusters", "kept_clusters", "pseudo_labels")
         },
+        boxes=[],
         predictions=paths,
         ensemble_predictions=str(folder / "ensemble.parquet"),
         ensemble_weights=str(folder / "weights.parquet"),
@@ -258,3 +259,43 @@ def test_a_partial_truth_scores_what_it_covers_and_foreign_test_photos_are_left_
     assert scores.filter(pl.col("split") == "test", pl.col("metric") == "top1")["count"].unique().to_list() == [2]
     assert scores["stage"].unique().sort().to_list() == ["comparison", "ensemble", "model"]
     assert confusion["count"].sum() == 2
+
+
+def boxed(rows):
+    """A manifest of photos of 100 × 50 pixels; rows: image_id, split, box in pixels or None."""
+    frame = manifest_of([(image_id, f"/d/{image_id}.jpg", split, None) for image_id, split, _ in rows])
+    boxes = pl.DataFrame([box or [None] * 4 for _, _, box in rows], schema=["x", "y", "w", "h"], orient="row")
+    return frame.with_columns(
+        pl.lit(100, pl.Int32).alias("width"),
+        pl.lit(50, pl.Int32).alias("height"),
+        *(boxes[name].cast(pl.Float32).alias(f"box_{name}") for name in boxes.columns),
+    )
+
+
+def test_key_regions_are_measured_on_the_boxes_of_val_photos_alone(tmp_path):
+    manifest = boxed(
+        [
+            ("a", "labeled", [0, 0, 10, 10]),
+            ("b", "val", [50, 0, 50, 50]),
+            ("c", "val", [0, 0, 100, 25]),
+            ("d", "val", None),
+        ]
+    )
+    found = {"a": (0, 0, 1, 1, 0), "b": (0.5, 0, 0.5, 1, 0.9), "c": (0, 0, 1, 1, 0), "d": (0, 0, 1, 1, 0)}
+    table = pl.DataFrame(
+        [(name, *row) for name, row in found.items()],
+        schema={"image_id": pl.String} | dict.fromkeys(["x", "y", "width", "height", "score"], pl.Float32),
+        orient="row",
+    )
+    write_table(table, "boxes", tmp_path / "0.parquet")
+    scores = evaluate.region_scores(manifest, [str(tmp_path / "0.parquet")])
+    told = {(score.member, score.metric): score.value for score in scores}
+    assert told["key_region", "mean_iou"] == pytest.approx(0.75)
+    assert told["full_photo", "mean_iou"] == pytest.approx(0.5)
+    assert told["key_region", "found_share"] == 0.5
+    assert [told["key_region", name] for name in ("ap50", "ap")] == pytest.approx([51 / 101] * 2)
+    assert {(score.stage, score.split, score.count) for score in scores} == {("detection", "val", 2)}
+    assert evaluate.region_scores(manifest.head(1), [str(tmp_path / "0.parquet")]) == []
+    write_table(table.head(2), "boxes", tmp_path / "0.parquet")
+    with pytest.raises(ArtifactError, match="expected one for each of 2 validation photos, found 1"):
+        evaluate.region_scores(manifest, [str(tmp_path / "0.parquet")])

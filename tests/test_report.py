@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from fieldmark.artifacts import ArtifactError
+from fieldmark.artifacts import ArtifactError, read_table, write_table
+from fieldmark.evaluation import at, scores_table
 from fieldmark.report.charts import Row, Series, bars, histogram, intervals, lines, running_mean, scatter, steps
 from fieldmark.report.lookalikes_section import confused_pairs
 from fieldmark.report.making_section import stage_times
@@ -99,6 +100,25 @@ def test_names_are_escaped(page: str) -> None:
 def test_the_same_tables_give_the_same_bytes(fake: Fake, page: str, tmp_path: Path) -> None:
     again = render(fake, tmp_path)
     assert again == page
+
+
+def test_key_regions_are_told_beside_the_full_photos(fake: Fake, page: str, tmp_path: Path) -> None:
+    assert "Key regions against" not in page
+    inputs = fake.write(tmp_path / "results")
+    measured = [
+        replace(at("detection", "val", member=member), metric=metric, value=value, count=120)
+        for member, metric, value in (
+            ("key_region", "mean_iou", 0.731),
+            ("key_region", "ap50", 0.962),
+            ("full_photo", "mean_iou", 0.358),
+        )
+    ]
+    scores = pl.concat([read_table("scores", inputs.scores), scores_table(measured)])
+    write_table(scores, "scores", inputs.scores)
+    render_report(inputs, tmp_path / "report.html", "Moths", CONFIG, seed=1)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Key regions against the boxes of 120 validation photos" in text
+    assert "73.1 %<small>35.8 % for the full photos" in text and "96.2 %" in text
 
 
 def test_the_headline_tells_the_figures_of_the_table(fake: Fake, page: str, tmp_path: Path) -> None:

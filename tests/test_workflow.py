@@ -42,7 +42,7 @@ def test_a_run_leaves_submission_report_and_evaluation(finished: Project) -> Non
     assert all(set(row["Category"].split()) <= names for row in rows)
     assert "Tiny moths" in (results / "report.html").read_text(encoding="utf-8")
     scores = read_table("scores", results / "evaluation/scores.parquet")
-    assert {"cluster", "filter", "select", "model", "ensemble", "comparison"} <= set(scores["stage"])
+    assert {"cluster", "filter", "select", "detection", "model", "ensemble", "comparison"} <= set(scores["stage"])
     assert {"val", "test", "unlabeled"} <= set(scores["split"])
 
 
@@ -66,11 +66,13 @@ def kind_of(name: str) -> str:
     parts = Path(name).parts
     if "shards" in parts:
         return "shard"
+    if parts == ("detection", "history.parquet"):
+        return "detection_history"
     if parts[0] == "ensemble" and parts[1] in ("weights.parquet", "history.parquet"):
         return f"ensemble_{Path(name).stem}"
-    for folder, kind in (("features", "features"), ("scores", "guide_scores"), ("predictions", "predictions")):
+    for folder in ("features", "scores", "predictions", "boxes"):
         if folder in parts[:-1]:
-            return kind
+            return {"scores": "guide_scores"}.get(folder, folder)
     return Path(name).stem
 
 

@@ -1,4 +1,4 @@
-"""Section "The photos": counts, the long tail, rejected photos, and samples of a few classes."""
+"""Section "The photos": counts, the long tail, key regions, rejected photos, and samples of a few classes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,8 @@ from fieldmark.artifacts import SPLITS, TAXA
 from fieldmark.report.album import Strip, spread_out
 from fieldmark.report.charts import Figure, Series, steps
 from fieldmark.report.inputs import Material
-from fieldmark.report.wording import percent, split_name
+from fieldmark.report.rounds_section import Measure
+from fieldmark.report.wording import metric_name, percent, split_name
 
 _CLASSES_SHOWN = 6
 _PHOTOS_SHOWN = 8
@@ -27,6 +28,8 @@ class DataSection:
         columns: of the table of splits.
         splits: its rows, and how long a bar of the count is, of the longest.
         tail: chart of the labeled photos of each class.
+        regions: how well key regions fit the boxes of validation photos; empty if that was not measured.
+        boxed: how many validation photos these figures are of.
         rejected: how many, and why: reason, count and one file.
         rejected_count: how many in all.
         strips: photos of a few classes.
@@ -39,6 +42,8 @@ class DataSection:
     columns: list[str]
     splits: list[tuple[list[str], float]]
     tail: Figure
+    regions: list[Measure]
+    boxed: int
     rejected: list[tuple[str, int, str]]
     rejected_count: int
     strips: list[Strip]
@@ -54,6 +59,7 @@ def data_section(material: Material) -> DataSection:
         .agg(pl.len().alias("count"), pl.col("path").min())
         .sort("count", "reason", descending=[True, False])
     )
+    regions = material.pick("detection", "val", "key_region")
     return DataSection(
         photos=manifest.height,
         labeled=counts.get("labeled", 0),
@@ -62,6 +68,8 @@ def data_section(material: Material) -> DataSection:
         columns=columns,
         splits=splits,
         tail=_tail_chart(material.classes),
+        regions=_region_measures(material),
+        boxed=max((row["count"] for row in regions.values()), default=0),
         rejected=list(reasons.select("reason", "count", "path").head(_REASONS_SHOWN).iter_rows()),
         rejected_count=rejected.height,
         strips=_class_strips(material),
@@ -92,6 +100,19 @@ def _tail_chart(classes: pl.DataFrame) -> Figure:
     counts = classes["labeled_count"].sort(descending=True).to_list()
     caption = f"The long tail: {min(counts)} to {max(counts)} labeled photos a class"
     return steps(caption, [Series("labeled photos", "s2", [], counts)], "classes, most labeled first", "labeled photos")
+
+
+def _region_measures(material: Material) -> list[Measure]:
+    """What the evaluation found of the key regions, with what the full photos would score beside it."""
+    full = material.pick("detection", "val", "full_photo")
+    return [
+        Measure(
+            metric_name(metric),
+            percent(row["value"]),
+            f"{percent(full[metric]['value'])} for the full photos" if metric in full else "",
+        )
+        for metric, row in material.pick("detection", "val", "key_region").items()
+    ]
 
 
 def _class_strips(material: Material) -> list[Strip]:

@@ -15,6 +15,10 @@ _METRICS = {
     "label_accuracy": "In-class ones rightly named",
     "auroc_in_class_score": "AUROC of the in-class score",
     "auroc_confidence": "AUROC of the guide's confidence",
+    "mean_iou": "Mean intersection over union",
+    "ap50": "Average precision at half overlap",
+    "ap": "Average precision, 0.5 to 0.95",
+    "found_share": "Photos where a region was found",
 }
 _SPLITS = {"labeled": "Labeled", "unlabeled": "Unlabeled", "val": "Validation", "test": "Test"}
 MINUS = "\N{MINUS SIGN}"

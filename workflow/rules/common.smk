@@ -61,6 +61,11 @@ def prediction_files(folders):
     ]
 
 
+def box_files():
+    """The shards of the key regions; none if no method was chosen to find them."""
+    return [f"results/detection/boxes/{shard}.parquet" for shard in SHARDS if config["detection"]["method"] != "none"]
+
+
 def previous_model(wildcards):
     """What a round starts from: nothing of ours in round 0, later the previous round's model of the first recipe."""
     number = int(wildcards.round)

@@ -127,6 +127,7 @@ rule evaluate_stages:
         clusters=expand("results/round{round}/clusters.parquet", round=ROUNDS),
         kept_clusters=expand("results/round{round}/kept_clusters.parquet", round=ROUNDS),
         pseudo_labels=expand("results/round{round}/pseudo_labels.parquet", round=ROUNDS),
+        boxes=box_files(),
         predictions=prediction_files([*baselines(), *members()]),
         ensemble_predictions="results/ensemble/predictions.parquet",
         ensemble_weights="results/ensemble/weights.parquet",

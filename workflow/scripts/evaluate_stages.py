@@ -10,13 +10,14 @@ if "snakemake" in globals():
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from fieldmark.artifacts import ArtifactError, read_table, write_table
+from fieldmark.boxes import FULL, box_scores, known_boxes
 from fieldmark.ensemble import combine
 from fieldmark.evaluation import (
     FOREIGN,
@@ -68,6 +69,28 @@ def round_scores(
         if len(labels):
             scores += selection_scores(at("select", "unlabeled", round_of(path.parent.name)), known, labels)
     return scores
+
+
+def region_scores(manifest: pl.DataFrame, boxes: Iterable[str]) -> list[Score]:
+    """How well the key regions fit the boxes of validation photos, and how well the full photos would."""
+    rows, truth = known_boxes(manifest.filter(pl.col("split") == "val"))
+    if rows.is_empty():
+        log.info("no validation photo has a box, so the key regions are not measured")
+        return []
+    found = rows.select("image_id").join(read_table("boxes", boxes), on="image_id", maintain_order="left")
+    if found.height < rows.height:
+        raise ArtifactError(f"boxes: expected one for each of {rows.height} validation photos, found {found.height}")
+    places = found.select("x", "y", "width", "height").to_numpy()
+    measured = {
+        "key_region": box_scores(places, found["score"].to_numpy(), truth),
+        # The reference that costs nothing; without scores to rank by, it has no precision-recall curve.
+        "full_photo": {"mean_iou": box_scores(np.tile(FULL, (len(truth), 1)), np.zeros(len(truth)), truth)["mean_iou"]},
+    }
+    return [
+        replace(at("detection", "val", member=member), metric=metric, value=value, count=len(truth))
+        for member, values in measured.items()
+        for metric, value in values.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -177,6 +200,7 @@ def evaluate_stages(
     clusters: list[str],
     kept_clusters: list[str],
     pseudo_labels: list[str],
+    boxes: list[str],
     predictions: list[str],
     ensemble_predictions: str,
     ensemble_weights: str,
@@ -199,6 +223,7 @@ def evaluate_stages(
         clusters: one table a round.
         kept_clusters: one table a round.
         pseudo_labels: one table a round.
+        boxes: all shards of the key regions; empty if none were looked for.
         predictions: all shards of all members, baselines included.
         ensemble_predictions: the submitted ensemble's.
         ensemble_weights: of every method.
@@ -217,6 +242,8 @@ def evaluate_stages(
     scores = round_scores(
         clusters, kept_clusters, pseudo_labels, {k: v for k, v in (true_ids or {}).items() if k in unlabeled}
     )
+    if boxes:
+        scores += region_scores(photos, boxes)
     members = {name: read_lists(paths, known.height) for name, paths in by_member(predictions).items()}
     ensemble = read_lists(ensemble_predictions, known.height)
     for name, lists in members.items():
@@ -241,6 +268,7 @@ if "snakemake" in globals():
         clusters=list(snakemake.input.clusters),
         kept_clusters=list(snakemake.input.kept_clusters),
         pseudo_labels=list(snakemake.input.pseudo_labels),
+        boxes=list(snakemake.input.boxes),
         predictions=list(snakemake.input.predictions),
         ensemble_predictions=snakemake.input.ensemble_predictions,
         ensemble_weights=snakemake.input.ensemble_weights,

@@ -1,0 +1,63 @@
+"""Key regions: a detector learned from the boxes in the data, and a box for every photo."""
+
+
+def finder_params():
+    """How regions are found; a detector's file says itself what it is, a backbone alone has to be named."""
+    keys = ["method", "min_score"]
+    if config["detection"]["method"] == "activation":
+        keys += ["backbone", "weights", "image_size"]
+    return {key: config["detection"][key] for key in keys}
+
+
+def detector_file():
+    """The detector that looks at the photos: one from elsewhere, the one trained here, or none."""
+    settings = config["detection"]
+    if settings["method"] != "detector":
+        return []
+    return settings["detector"] or "results/detection/detector.safetensors"
+
+
+rule train_detector:
+    input:
+        manifest=MANIFEST,
+    output:
+        detector="results/detection/detector.safetensors",
+        history="results/detection/history.parquet",
+    log:
+        "results/logs/detection/train_detector.log",
+    benchmark:
+        "results/benchmarks/detection/train_detector.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["resources"]["threads"]
+    resources:
+        **job_resources(gpu=config["resources"]["gpus"]),
+    params:
+        **named(section("detection", "method", "min_score", "detector"), seed=derived_seed("detector")),
+        precision=config["compute"]["precision"],
+        code=fingerprint("train_detector"),
+    script:
+        "../scripts/train_detector.py"
+
+
+rule detect_photos:
+    input:
+        shard="results/data/shards/{shard}.parquet",
+        detector=detector_file(),
+    output:
+        "results/detection/boxes/{shard}.parquet",
+    log:
+        "results/logs/detection/detect_photos/{shard}.log",
+    benchmark:
+        "results/benchmarks/detection/detect_photos/{shard}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: config["resources"]["threads"]
+    resources:
+        **job_resources(gpu=min(1, config["resources"]["gpus"])),
+    params:
+        **named(finder_params()),
+        precision=config["compute"]["precision"],
+        code=fingerprint("detect_photos"),
+    script:
+        "../scripts/detect_photos.py"
