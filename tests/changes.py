@@ -151,6 +151,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("the order of keys in the configuration", sort_keys, only("render_report")),
     ("`title`", configure(title="Other moths"), only("render_report")),
     ("`seed`", configure(seed=2), ALL),
+    ("`track` to supervised", configure(track="supervised"), only(*END)),
     ("`rounds` from 2 to 3", configure(rounds=3), onwards("extract_features", 2, all_jobs(rounds=3))),
     (
         "`shards`",

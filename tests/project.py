@@ -63,6 +63,11 @@ def all_jobs(
     return jobs
 
 
+def supervised_jobs() -> set[Job]:
+    """Every job of the tiny run in the supervised track."""
+    return INGESTION | only("shard_manifest", *END) | BASELINE
+
+
 def only(*rules: str) -> set[Job]:
     """The jobs of some rules."""
     return {job for job in all_jobs() if job.rule in rules}

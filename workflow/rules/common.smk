@@ -9,7 +9,9 @@ wildcard_constraints:
     recipe="|".join(map(re.escape, config["recipes"])),
 
 
-ROUNDS = range(config["rounds"])
+SUPERVISED = config["track"] == "supervised"
+# The supervised track clusters and selects nothing, so it has no rounds.
+ROUNDS = range(0 if SUPERVISED else config["rounds"])
 SHARDS = range(config["shards"])
 MODELS = list(config["models"])
 MANIFEST = "results/data/manifest.parquet"
@@ -34,17 +36,23 @@ def named(*sections, **single):
 
 
 def members():
-    """Every (run, model, recipe) that predicts: the rounds' models; the baseline is compared with, not voted with."""
+    """Every (run, model, recipe) that votes: the rounds' models, or in the supervised track all that are trained."""
+    runs = ["baseline"] if SUPERVISED else [f"round{r}" for r in ROUNDS]
     return [
-        f"results/round{r}/{model}/{recipe}"
-        for r in ROUNDS
+        f"results/{run}/{model}/{recipe}"
+        for run in runs
         for model in MODELS
         for recipe in config["models"][model]["recipes"]
     ]
 
 
 def baselines():
-    """Supervised fine-tuning of the same models by the same recipes, and a linear probe of their features."""
+    """What members are compared with: supervised fine-tuning of the same models, and linear probes of their features.
+
+    The supervised track embeds no photos, so it has no probe, and what is fine-tuned votes itself.
+    """
+    if SUPERVISED:
+        return []
     return [
         f"results/baseline/{model}/{recipe}"
         for model in MODELS
@@ -141,7 +149,7 @@ def test_annotations():
 
 
 def history_files():
-    """The history of every training job of every round, and of the baselines."""
+    """The history of every training job of every round, and of supervised fine-tuning."""
     stages = ("pretrain", "guide", "refine")
     folders = [f"results/round{r}/{model}/{stage}" for r in ROUNDS for model in MODELS for stage in stages]
     folders += members() + [folder for folder in baselines() if Path(folder).name != "probe"]
