@@ -64,7 +64,7 @@ def run_oracle(config: dict[str, Any], results: Path, model: str, recipe: str, s
     folder = results / "oracle" / model / recipe
     write_table(true_labels(manifest, truth), "pseudo_labels", folder / "true_labels.parquet")
     hardware = Hardware(precision=config["compute"]["precision"], cache_mb=2000, decode_threads=threads)
-    settings = ModelSettings(**model_settings(config, model))
+    settings = ModelSettings.of(model_settings(config, model))
     plan = Plan(
         model=settings,
         stage=StageSettings(**stage_settings(config, model, recipe)),

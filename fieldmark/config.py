@@ -14,6 +14,8 @@ from typing import Any
 import jsonschema
 from jsonschema.protocols import Validator
 
+from fieldmark.weights_policy import refusals
+
 SCHEMA_FILE = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.json"
 STAGES = ("pretrain", "guide", "refine")
 
@@ -108,6 +110,14 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"predict.top_k: expected at least 5 for submission.layout inat, found {config['predict']['top_k']}"
         if data["format"] == "coco" and not (isinstance(data["annotations"], dict) and "test" in data["annotations"]):
             yield "data.annotations.test: expected the JSON of the test photos, for submission.layout inat"
+    yield from refusals(config["models"], config["weights_policy"], config["weights_policies"])
+    mixed = [key for key in ("mixup", "cutmix") if config["augmentation"][key]]
+    for name, stage in [*((name, config[name]) for name in STAGES), *config["recipes"].items()]:
+        if mixed and stage["prototype_strength"]:
+            yield (
+                f"augmentation.{mixed[0]}: expected 0, because {name} has prototypes (prototype_strength), which are "
+                "means of photos of one class"
+            )
     for name, model in config["models"].items():
         for recipe in model["recipes"]:
             if recipe not in config["recipes"]:
@@ -158,7 +168,8 @@ def in_order(value: Any) -> Any:
 def model_settings(config: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The keys of a model that decide what the network is: the fields of ``models.ModelSettings``."""
     keys = ("backbone", "weights", "image_size", "embedding", "dropout", "drop_path")
-    return {key: config["models"][model][key] for key in keys}
+    keys += ("head", "metadata", "streams", "crop_margin")
+    return {key: in_order(config["models"][model][key]) for key in keys}
 
 
 def stage_settings(config: Mapping[str, Any], model: str, stage: str) -> dict[str, Any]:

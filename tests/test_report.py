@@ -128,7 +128,7 @@ def test_the_supervised_track_has_no_rounds_and_compares_with_its_own_members(fa
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert 'id="rounds"' not in text and 'href="#rounds"' not in text and "unlabeled photos." not in text
     assert "its best single model (lite0" in text and "against the best single model</dt>" in text
-    assert "average of" in text and "of 2 models" in text or "all 2 models" in text
+    assert ("average of" in text and "of 2 models" in text) or "all 2 models" in text
     assert "Baselines" not in text and "supervised fine-tuning" not in text
 
 

@@ -99,6 +99,19 @@ def feature_params(wildcards):
     return {key: settings[key] for key in ("backbone", "weights", "image_size")}
 
 
+def boxes_of(wildcards):
+    """Key regions of a shard, where a job works on one, else of all photos; none unless the model looks at crops."""
+    if config["models"][wildcards.model]["streams"] == "photo":
+        return []
+    shards = [wildcards.shard] if "shard" in wildcards.keys() else SHARDS
+    return [f"results/detection/boxes/{shard}.parquet" for shard in shards]
+
+
+def boxes_of_features(wildcards):
+    """The same for embedding; pretrained weights, which round 0 embeds with, see the photo alone."""
+    return [] if int(wildcards.round) == 0 else boxes_of(wildcards)
+
+
 def job_resources(**own):
     """Memory and time of a heavy job; both grow with each attempt."""
     return {

@@ -5,6 +5,7 @@ rule predict_photos:
     input:
         shard="results/data/shards/{shard}.parquet",
         weights="results/{run}/{model}/{recipe}/model.safetensors",
+        boxes=boxes_of,
     output:
         "results/{run}/{model}/{recipe}/predictions/{shard}.parquet",
     log:
