@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fieldmark.arcface import LINEAR, CosineHead, HeadSettings
 from fieldmark.artifacts import ArtifactError, write_atomically
-from fieldmark.metadata import NO_METADATA, MetadataFusion, MetadataSettings
+from fieldmark.fusion import MetadataFusion
+from fieldmark.metadata import NO_METADATA, MetadataSettings
 from fieldmark.pretrained import WeightsError, pretrained_backbone
 from fieldmark.prototypes import PrototypeBlend
 

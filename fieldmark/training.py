@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from fieldmark.checkpoint import Checkpoint
 from fieldmark.context import Context
 from fieldmark.crops import KeyRegions
+from fieldmark.fusion import withhold
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.losses import marginal_loss, weighted_cross_entropy
-from fieldmark.metadata import withhold
 from fieldmark.mixing import Mixture, draw_mixture
 from fieldmark.models import Classifier, freeze_layers, freeze_norms
 from fieldmark.sampling import Sampler

@@ -53,7 +53,9 @@ def all_jobs(
     shards: int = 2,
 ) -> set[Job]:
     """Every job of a run, written down once more independently of the rules."""
-    jobs = {Job(rule) for rule in (*BEGINNING, *END)} | {Job("probe_features", model=model) for model in models}
+    jobs = {Job(rule) for rule in (*BEGINNING, "probe_metadata", *END)} | {
+        Job("probe_features", model=model) for model in models
+    }
     for run in ("baseline", *(f"round{number}" for number in range(rounds))):
         for rule in BY_RECIPE if run == "baseline" else CHAIN:
             for model in [""] if rule in OF_ALL_MODELS else models:
@@ -65,7 +67,7 @@ def all_jobs(
 
 def supervised_jobs() -> set[Job]:
     """Every job of the tiny run in the supervised track."""
-    return INGESTION | only("shard_manifest", *END) | BASELINE
+    return INGESTION | only("shard_manifest", "probe_metadata", *END) | BASELINE
 
 
 def only(*rules: str) -> set[Job]:
@@ -93,7 +95,7 @@ ALL = all_jobs()
 PROBE = only("probe_features")
 BASELINE = baseline("layerwise", "two_stage")
 INGESTION = only("generate_demo", "ingest_photos")
-AFTER_SHARDS = ALL - INGESTION - only("shard_manifest")
+AFTER_SHARDS = ALL - INGESTION - only("shard_manifest", "probe_metadata")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldmark.metadata import WIDTHS, MetadataSettings, encode, withhold
+from fieldmark.fusion import withhold
+from fieldmark.metadata import WIDTHS, MetadataSettings, encode
 from fieldmark.models import Classifier, build_classifier, load_classifier, save_classifier
 
 SPHERE, GEO = MetadataSettings("sphere"), MetadataSettings("geo_prior")

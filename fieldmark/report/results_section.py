@@ -183,6 +183,7 @@ def difference_text(
 def _headline_figure(material: Material, top1: dict, supervised: str | None) -> Figure:
     rows = []
     probes = [name for name in material.members("model", material.split) if name.endswith("/probe")]
+    probes = [name for name in probes if name != "baseline/metadata/probe"]
     if probes:
         best = max(sorted(probes), key=lambda name: _top1(material, name)["value"])
         rows.append(_row("Linear probe on pretrained features", _top1(material, best), "s0"))

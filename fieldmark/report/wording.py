@@ -66,6 +66,8 @@ def run_name(run: str) -> str:
 def member_name(member: str) -> str:
     """A member in words: ``round1/lite0/layerwise`` → lite0 · layerwise."""
     _, model, recipe = member.split("/")
+    if (model, recipe) == ("metadata", "probe"):
+        return "place and date alone"
     return f"{model} · {recipe_name(recipe)}"
 
 

@@ -49,15 +49,23 @@ def members():
 def baselines():
     """What members are compared with: supervised fine-tuning of the same models, and linear probes of their features.
 
-    The supervised track embeds no photos, so it has no probe, and what is fine-tuned votes itself.
+    The supervised track embeds no photos, so it has no linear probe, and what is fine-tuned votes itself. Where a model
+    takes places and dates, what these tell alone is told as well.
     """
+    alone = ["results/baseline/metadata/probe"] if metadata_probe() else []
     if SUPERVISED:
-        return []
+        return alone
     return [
         f"results/baseline/{model}/{recipe}"
         for model in MODELS
         for recipe in [*config["models"][model]["recipes"], "probe"]
-    ]
+    ] + alone
+
+
+def metadata_probe():
+    """How the probe of places and dates encodes them: as the first model that takes them; empty if none does."""
+    settings = [model["metadata"] for model in config["models"].values() if model["metadata"]["encoding"] != "none"]
+    return {key: settings[0][key] for key in ("encoding", "max_uncertainty")} if settings else {}
 
 
 def prediction_files(folders):

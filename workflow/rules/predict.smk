@@ -48,6 +48,25 @@ rule probe_features:
         "../scripts/probe_features.py"
 
 
+rule probe_metadata:
+    input:
+        manifest=MANIFEST,
+        classes=CLASSES,
+    output:
+        "results/baseline/metadata/probe/predictions/0.parquet",
+    log:
+        "results/logs/baseline/metadata/probe_metadata.log",
+    benchmark:
+        "results/benchmarks/baseline/metadata/probe_metadata.tsv"
+    conda:
+        "../../envs/core.yaml"
+    params:
+        **named(metadata_probe(), top_k=config["predict"]["top_k"], seed=config["seed"]),
+        code=fingerprint("probe_metadata"),
+    script:
+        "../scripts/probe_metadata.py"
+
+
 rule fit_ensemble:
     input:
         manifest=MANIFEST,
