@@ -151,7 +151,7 @@ class Reference:
         elif self.name == "naive":
             supervised = self.results / "baseline" / self.model / self.recipe / "model.safetensors"
             write_table(sure_labels(manifest, supervised, self.hardware), "pseudo_labels", labels)
-        settings = ModelSettings(**model_settings(self.config, self.model))
+        settings = ModelSettings.of(model_settings(self.config, self.model))
         load_script("finetune_classifier").finetune_classifier(
             manifest=self.table("manifest"),
             classes=self.table("classes"),
@@ -170,7 +170,7 @@ class Reference:
         )
 
     def _train_consistency(self, manifest: pl.DataFrame) -> None:
-        settings = ModelSettings(**model_settings(self.config, self.model))
+        settings = ModelSettings.of(model_settings(self.config, self.model))
         classes = read_table("classes", self.table("classes")).height
         architecture = Architecture(settings.backbone, settings.embedding, classes, 0, False, settings.image_size)
         seed = self.config["seed"]

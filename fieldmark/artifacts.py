@@ -26,6 +26,10 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
+_PLACE_FIELDS = [
+    *(pa.field(name, pa.float64()) for name in ("latitude", "longitude", "location_uncertainty")),
+    pa.field("date", pa.string()),
+]
 _TAXON_FIELDS = [pa.field(taxon, pa.string()) for taxon in TAXA]
 # Width 0 stands for "any width": how wide an embedding or a top-k list is depends on the backbone and the data.
 _EMBEDDING = pa.list_(pa.float16(), 0)
@@ -41,10 +45,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             _required("split", pa.string()),
             pa.field("class_id", pa.int32()),
             *_TAXON_FIELDS,
-            pa.field("latitude", pa.float64()),
-            pa.field("longitude", pa.float64()),
-            pa.field("location_uncertainty", pa.float64()),
-            pa.field("date", pa.string()),
+            *_PLACE_FIELDS,
             pa.field("box_x", pa.float32()),
             pa.field("box_y", pa.float32()),
             pa.field("box_w", pa.float32()),
@@ -70,7 +71,15 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             _required("image_id", pa.string()),
             _required("path", pa.string()),
             _required("split", pa.string()),
+            *_PLACE_FIELDS,
             _required("sha256", pa.string()),
+        ]
+    ),
+    # The key region of a photo, as shares of its width and height; the full photo, with score 0, where none was found.
+    "boxes": pa.schema(
+        [
+            _required("image_id", pa.string()),
+            *(_required(name, pa.float32()) for name in ("x", "y", "width", "height", "score")),
         ]
     ),
     "features": pa.schema([_required("image_id", pa.string()), _required("embedding", _EMBEDDING)]),

@@ -8,7 +8,7 @@ import lightning_fabric
 import torch
 
 from fieldmark.artifacts import write_atomically
-from fieldmark.models import UNREADABLE
+from fieldmark.pretrained import UNREADABLE
 from fieldmark.stage import log
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import jsonschema
 from jsonschema.protocols import Validator
 
+from fieldmark.weights_policy import refusals
+
 SCHEMA_FILE = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.json"
 STAGES = ("pretrain", "guide", "refine")
 
@@ -114,6 +116,14 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
             "detection.weights: package holds the weights of tf_efficientnet_lite0, not of "
             f"{detection['backbone']}; expected hub, none or a file"
         )
+    yield from refusals(config["models"], config["weights_policy"], config["weights_policies"])
+    mixed = [key for key in ("mixup", "cutmix") if config["augmentation"][key]]
+    for name, stage in [*((name, config[name]) for name in STAGES), *config["recipes"].items()]:
+        if mixed and stage["prototype_strength"]:
+            yield (
+                f"augmentation.{mixed[0]}: expected 0, because {name} has prototypes (prototype_strength), which are "
+                "means of photos of one class"
+            )
     for name, model in config["models"].items():
         for recipe in model["recipes"]:
             if recipe not in config["recipes"]:
@@ -164,7 +174,8 @@ def in_order(value: Any) -> Any:
 def model_settings(config: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The keys of a model that decide what the network is: the fields of ``models.ModelSettings``."""
     keys = ("backbone", "weights", "image_size", "embedding", "dropout", "drop_path")
-    return {key: config["models"][model][key] for key in keys}
+    keys += ("head", "metadata", "streams", "crop_margin")
+    return {key: in_order(config["models"][model][key]) for key in keys}
 
 
 def stage_settings(config: Mapping[str, Any], model: str, stage: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import safetensors
 import safetensors.torch
 
 from fieldmark.artifacts import ArtifactError, write_atomically
+from fieldmark.context import Context
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
 from fieldmark.models import Architecture, Classifier
@@ -24,7 +25,9 @@ _KEY = "fieldmark_ensemble"
 
 @dataclass(frozen=True)
 class Finished:
-    """A classifier ready for use.
+    """A classifier ready for use: on photos alone, so models that also take places and dates do without.
+
+    Models of two streams get the full photo as its own key region, which they also see where none is found.
 
     Attributes:
         members: networks with their share of the vote; the shares sum to 1.
@@ -43,8 +46,10 @@ class Finished:
             fieldmark.images.PhotoError: if one of them cannot be decoded.
         """
         mean = np.zeros((len(paths), len(self.class_names)), dtype=np.float32)
+        whole = np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (len(paths), 1))
         for model, share in self.members:
-            mean += np.float32(share) * infer(model, paths, self.views, hardware)[1]
+            context = Context(boxes=whole) if model.architecture.streams == "photo_and_crop" else None
+            mean += np.float32(share) * infer(model, paths, self.views, hardware, context=context)[1]
         return mean
 
 
@@ -103,7 +108,7 @@ def load_finished(source: str | Path) -> Finished:
         content = json.loads(metadata[_KEY])
         members = []
         for number, member in enumerate(content["members"]):
-            model = Classifier(Architecture(**member["architecture"]))
+            model = Classifier(Architecture.of(member["architecture"]))
             prefix = f"{number}."
             model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
             members.append((model.eval(), float(member["share"])))

@@ -1,14 +1,16 @@
 """What the four training stages share: build the model, train it as the config says, leave weights and history."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fieldmark.arcface import CosineHead
 from fieldmark.artifacts import write_table
+from fieldmark.context import ContextTables
 from fieldmark.hardware import Hardware
 from fieldmark.models import Architecture, Classifier, ModelSettings, build_classifier, save_classifier
 from fieldmark.photosets import mixed_sampler
@@ -55,7 +57,7 @@ class Plan:
         """The plan that the params, threads and resources of a Snakemake job hold."""
         params = job.params
         return cls(
-            model=ModelSettings(**params.model),
+            model=ModelSettings.of(params.model),
             stage=StageSettings(**params.stage),
             augmentation=Augmentation(**params.augmentation),
             hardware=Hardware.of_job(job),
@@ -90,6 +92,7 @@ def fit(
     weights: Path,
     history: Path,
     validate: Callable[[Classifier], float] | None = None,
+    tables: ContextTables | None = None,
 ) -> None:
     """Train on ``task`` from ``source`` and write the model and its history.
 
@@ -100,6 +103,7 @@ def fit(
         weights: where the model goes.
         history: where the history table goes.
         validate: see :func:`fieldmark.training.train`.
+        tables: where places, dates and key regions of the photos are looked up; needed if the model takes them.
     """
     model, stage, seed = plan.model, plan.stage, plan.seed
     architecture = Architecture(
@@ -109,10 +113,20 @@ def fit(
         foreign=task.foreign,
         prototypes=stage.prototype_strength > 0,
         image_size=model.image_size,
+        head=model.head,
+        metadata=model.metadata,
+        streams=model.streams,
+        crop_margin=model.crop_margin,
     )
     classifier = build_classifier(architecture, source, seed=seed, dropout=model.dropout, drop_path=model.drop_path)
     if classifier.blend is not None:
         classifier.blend.set_counts(torch.from_numpy(task.counts), stage.prototype_strength)
+    if isinstance(classifier.head, CosineHead):
+        classifier.head.set_counts(torch.from_numpy(task.counts))
+    if architecture.takes_context:
+        if tables is None:
+            raise ValueError("the model takes metadata or crops, so it needs the tables that hold them")
+        task = replace(task, photos=replace(task.photos, context=tables.of(task.photos.image_ids, architecture)))
     phases = []
     for number, settings in enumerate(stage.phases):
         own = dict(settings)

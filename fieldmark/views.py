@@ -24,6 +24,9 @@ class Augmentation:
         color: largest relative change of brightness, contrast and saturation.
         erase: probability that a rectangle is erased with the mean colour of that very photo (Zhong et al. 2020).
         flip: whether photos are mirrored left to right at random.
+        mixup: parameter of the Beta distribution of the shares of two photos in one view, see
+            :mod:`fieldmark.mixing`.
+        cutmix: the same for a patch of one photo in another's view.
     """
 
     min_scale: float = 0.35
@@ -31,6 +34,8 @@ class Augmentation:
     color: float = 0.3
     erase: float = 0.25
     flip: bool = True
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 def collate(photos: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -157,6 +157,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("the order of keys in the configuration", sort_keys, only("render_report")),
     ("`title`", configure(title="Other moths"), only("render_report")),
     ("`seed`", configure(seed=2), ALL),
+    ("`track` to supervised", configure(track="supervised"), only(*END)),
     ("`rounds` from 2 to 3", configure(rounds=3), onwards("extract_features", 2, all_jobs(rounds=3))),
     (
         "`shards`",
@@ -164,7 +165,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
         all_jobs(shards=3)
         - {job for job in BASELINE if job.rule == "finetune_classifier"}
         - INGESTION
-        - only("train_detector"),
+        - only("train_detector", "probe_metadata"),
     ),
     ("`data.coarse_taxa`", configure(data__coarse_taxa=[]), ALL - only("generate_demo")),
     ("`data.truth`", configure(data__truth=None), only("evaluate_stages", "render_report")),
@@ -175,6 +176,12 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
         onwards("cluster_photos"),
     ),
     ("`models.*.image_size`", configure(models__tiny__image_size=48), AFTER_SHARDS - REGIONS),
+    ("`models.*.head`", configure(models__tiny__head={"loss": "softmax"}), onwards("pretrain_backbone") | BASELINE),
+    (
+        "`models.*.metadata.encoding`",
+        configure(models__tiny__metadata__encoding="geo_prior"),
+        onwards("pretrain_backbone") | BASELINE | only("probe_metadata"),
+    ),
     ("`models.*.dropout`", configure(models__tiny__dropout=0.1), onwards("pretrain_backbone") | BASELINE),
     (
         "`models.*.overrides.guide`",
@@ -205,7 +212,11 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("`recipes.*`, another one of a model", configure(recipes__two_stage__phases__0__steps=5), TWO_STAGE),
     ("`augmentation`", configure(augmentation__rotation=20), onwards("pretrain_backbone") | BASELINE),
     ("`predict.scales`", configure(predict__scales=[1.0, 1.2]), only("predict_photos", *END)),
-    ("`predict.top_k`", configure(predict__top_k=6), onwards("score_photos") | PROBE | only("predict_photos")),
+    (
+        "`predict.top_k`",
+        configure(predict__top_k=6),
+        onwards("score_photos") | PROBE | only("predict_photos", "probe_metadata"),
+    ),
     ("`ensemble.method`", configure(ensemble__method="greedy"), only(*END)),
     ("`evaluate`", configure(evaluate__resamples=200), only("evaluate_stages", "render_report")),
     ("`submission`", configure(submission__top_k=3), only("write_submission", "render_report")),
@@ -217,7 +228,8 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     (
         "the label of a photo, after `snakemake results/data/shards/0.parquet`",
         relabel_and_ingest,
-        AFTER_SHARDS - {job for job in ALL if job.rule == "extract_features" and job.run == "round0"},
+        AFTER_SHARDS - {job for job in ALL if job.rule == "extract_features" and job.run == "round0"}
+        | only("probe_metadata"),
     ),
     ("a lost artifact that nothing outdated needs", lose("round0/clusters.parquet"), set()),
     ("the lost submission", lose("submission.csv"), only("write_submission")),

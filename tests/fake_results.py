@@ -53,9 +53,14 @@ class Fake:
 
     @property
     def members(self) -> list[str]:
-        return [
-            f"round{r}/{m}/{x}" for r in range(self.rounds) for m in self.models for x in ("layerwise", "two_stage")
-        ]
+        runs = [f"round{number}" for number in range(self.rounds)] or ["baseline"]
+        return [f"{run}/{m}/{x}" for run in runs for m in self.models for x in ("layerwise", "two_stage")]
+
+    @property
+    def baselines(self) -> list[str]:
+        if not self.rounds:
+            return self.members
+        return [f"baseline/{m}/{x}" for m in self.models for x in ("layerwise", "probe")]
 
     def write(self, results: Path) -> ReportInputs:
         draws = np.random.Generator(np.random.PCG64(7))
@@ -207,8 +212,8 @@ class Fake:
         tail = np.arange(max(1, len(self.names) // 3))
         places = ("val", "test") if self.truth else ("val",)
         wins: dict[tuple[str, str], np.ndarray] = {}
-        baselines = [f"baseline/{m}/{x}" for m in self.models for x in ("layerwise", "probe")]
-        for place, (level, name) in ((p, m) for p in places for m in enumerate([*baselines, *self.members])):
+        voters = self.members if self.rounds else []
+        for place, (level, name) in ((p, m) for p in places for m in enumerate([*self.baselines, *voters])):
             labels = np.array([photo.label for photo in self.of(place)])
             chance = 0.45 if name.endswith("probe") else 0.65 + 0.02 * level
             wins[name, place] = draws.random(len(labels)) < chance
@@ -218,9 +223,9 @@ class Fake:
             labels = np.array([photo.label for photo in self.of(place)])
             for member in ("ensemble", "uniform", "greedy", "evolutionary"):
                 scores += self._accuracy(at("ensemble", place, None, member), right[place], labels, tail)
-            for first in ("ensemble", self.members[-1]):
+            for first in ("ensemble", *voters[-1:]):
                 hits = right[place] if first == "ensemble" else wins[first, place]
-                for second in baselines:
+                for second in self.baselines:
                     where = at("comparison", place, None, f"{first} - {second}")
                     scores += paired_scores(where, hits, wins[second, place], 1, 50)
         return scores
@@ -246,7 +251,8 @@ class Fake:
 
     def _write_histories(self, results: Path, draws: np.random.Generator) -> list[Path]:
         jobs = [f"round{r}/{m}/{s}" for r in range(self.rounds) for m in self.models for s in ("pretrain", "guide")]
-        targets = [results / job / "history.parquet" for job in [*jobs, *self.members, "baseline/lite0/layerwise"]]
+        extra = ["baseline/lite0/layerwise"] if self.rounds else []
+        targets = [results / job / "history.parquet" for job in [*jobs, *self.members, *extra]]
         for target in targets:
             rows = []
             for phase in range(2 if "two_stage" in str(target) else 1):

@@ -1,8 +1,9 @@
-"""A miniature of the Semi-iNat 2021 folder: its layout and its annotations, with a few drawn photos."""
+"""Miniatures of the Semi-iNat 2021 and iNat 2021 folders: their layouts and annotations, with a few drawn photos."""
 
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -59,6 +60,50 @@ def make_semi_inat(
         (root / "hidden").mkdir()
         with (root / "hidden/truth.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("file_name", "category_id"), *rows])
+
+
+def make_inat_2021(root: Path, classes: int = 6, train: int = 4, val: int = 3, test: int = 8) -> None:
+    """Make ``train/<class>/``, ``val/<class>/``, ``public_test/`` and their JSON files.
+
+    Places and dates are as the set has them: mostly there, some null, and uncertainties that cannot be true.
+    """
+    draws = np.random.default_rng(0)
+    names = [f"{number:05d}_Animalia_Species_{number}" for number in range(classes)]
+    ranks = ("kingdom", "phylum", "class", "order", "family", "genus", "specific_epithet")
+    categories = [
+        {
+            "id": number,
+            "name": f"Species {number}",
+            "image_dir_name": name,
+            **{rank: f"{rank} {number}" for rank in ranks},
+        }
+        for number, name in enumerate(names)
+    ]
+    first = 0
+    for split, counts in (("train", [train] * classes), ("val", [val] * classes), ("public_test", [test])):
+        images, annotations = [], []
+        for label, count in enumerate(counts):
+            for _ in range(count):
+                folder = split if split == "public_test" else f"{split}/{names[label]}"
+                images.append(_inat_image(first, f"{folder}/{first:08x}.jpg", draws))
+                annotations.append({"id": first, "image_id": first, "category_id": label})
+                _draw(root / images[-1]["file_name"], draws)
+                first += 1
+        document = {"images": images}
+        if split != "public_test":
+            document |= {"annotations": annotations, "categories": categories}
+        (root / f"{split}.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def _inat_image(number: int, file: str, draws: np.random.Generator) -> dict[str, Any]:
+    image: dict[str, Any] = {"id": number, "file_name": file, "width": 40, "height": 30, "license": 0}
+    image |= {"latitude": None, "longitude": None, "location_uncertainty": None, "date": None}
+    if number % 7:
+        image |= {"latitude": float(draws.uniform(-60, 60)), "longitude": float(draws.uniform(-180, 180))}
+        image["location_uncertainty"] = (None, 12, 350, -1, 100_000_000)[number % 5]
+    if number % 11:
+        image["date"] = f"2019-{number % 12 + 1:02d}-15 {number % 24:02d}:30:00+00:00"
+    return image
 
 
 def _phylum(number: int) -> dict[str, str]:

@@ -54,7 +54,9 @@ def all_jobs(
     shards: int = 2,
 ) -> set[Job]:
     """Every job of a run, written down once more independently of the rules."""
-    jobs = {Job(rule) for rule in (*BEGINNING, *END)} | {Job("probe_features", model=model) for model in models}
+    jobs = {Job(rule) for rule in (*BEGINNING, "probe_metadata", *END)} | {
+        Job("probe_features", model=model) for model in models
+    }
     jobs |= {Job("train_detector"), *(Job("detect_photos", shard=str(shard)) for shard in range(shards))}
     for run in ("baseline", *(f"round{number}" for number in range(rounds))):
         for rule in BY_RECIPE if run == "baseline" else CHAIN:
@@ -63,6 +65,11 @@ def all_jobs(
                     for shard in range(shards) if rule in BY_SHARD else [""]:
                         jobs.add(Job(rule, run, model, recipe, str(shard)))
     return jobs
+
+
+def supervised_jobs() -> set[Job]:
+    """Every job of the tiny run in the supervised track."""
+    return INGESTION | only("shard_manifest", "probe_metadata", *END) | BASELINE
 
 
 def only(*rules: str) -> set[Job]:
@@ -90,7 +97,7 @@ ALL = all_jobs()
 PROBE = only("probe_features")
 BASELINE = baseline("layerwise", "two_stage")
 INGESTION = only("generate_demo", "ingest_photos")
-AFTER_SHARDS = ALL - INGESTION - only("shard_manifest")
+AFTER_SHARDS = ALL - INGESTION - only("shard_manifest", "probe_metadata")
 REGIONS = only(*DETECTION)
 
 

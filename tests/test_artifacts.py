@@ -74,7 +74,8 @@ def test_files_have_the_declared_types_and_name_kind_and_version(tmp_path: Path,
 
 def test_rows_are_sorted_by_image_id_and_columns_put_in_order(tmp_path: Path) -> None:
     frame = pl.DataFrame({"split": ["a", "b", "c"], "sha256": ["1", "2", "3"], "path": ["p", "q", "r"]})
-    frame = frame.with_columns(image_id=pl.Series(["z", "B", "é"]))
+    places = dict.fromkeys(("latitude", "longitude", "location_uncertainty", "date"), None)
+    frame = frame.with_columns(image_id=pl.Series(["z", "B", "é"]), **places)
     write_table(frame, "shard", tmp_path / "t.parquet")
     found = read_table("shard", tmp_path / "t.parquet")
     assert found.columns == SCHEMAS["shard"].names
@@ -127,7 +128,7 @@ def test_lists_of_varying_width_are_no_embeddings(tmp_path: Path) -> None:
     [
         (lambda t: t.drop_columns("path"), "expected the columns of a 'shard' table"),
         (lambda t: t.append_column("extra", t["path"]), "found .*extra"),
-        (lambda t: t.select(["path", "image_id", "split", "sha256"]), "expected the columns"),
+        (lambda t: t.select(["path", *(name for name in t.schema.names if name != "path")]), "expected the columns"),
         (lambda t: t.set_column(2, "split", pa.array([1, 2, 3, 4])), "'split' must be string, found int64"),
         (lambda t: t.set_column(2, "split", pa.array([None] * 4, pa.string())), "'split' may not be null, but 4"),
         (lambda t: t.take([1, 0, 2, 3]), "unique and ordered by image_id"),

@@ -162,12 +162,83 @@ def test_values_that_are_given_are_kept() -> None:
         ("data.root", "results/demo", "data.root: expected the folder of your photos, because data.format is folder"),
         ("data.format", "torchvision", "data.dataset, data.openset: expected both, because data.format is torchvision"),
         ("demo.labeled_per_class", [9, 3], "demo.labeled_per_class: expected [fewest, most], found [9, 3]"),
+        ("models.m.head", {"loss": "arcface", "margin": 2}, "models.m.head.margin: expected at most 1.5, found 2"),
+        ("weights_policy", "mine", "weights_policy: expected any or one of ; found 'mine'"),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_what_was_expected(path: str, value: Any, message: str) -> None:
     text = problems(**{path.replace(".", "__"): value})
     assert text.startswith("the configuration cannot be used:\n  ")
     assert f"\n  {message}" in text
+
+
+POLICIES = {"strict": ["in1k", "*_in1k", "weights/own.pth"], "wide": ["strict", "*_in22k"], "loop": ["ring"]}
+POLICIES["ring"] = ["loop"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "backbone", "weights", "message"),
+    [
+        ("strict", "swin_tiny_patch4_window7_224.ms_in1k", "hub", None),
+        ("strict", "tf_efficientnet_lite0", "package", None),
+        ("strict", "resnet18", "none", None),
+        ("strict", "resnet18", "weights/own.pth", None),
+        ("wide", "swin_large_patch4_window12_384.ms_in22k", "hub", None),
+        (
+            "strict",
+            "swin_large_patch4_window12_384.ms_in22k",
+            "hub",
+            "m.backbone: weights tagged 'ms_in22k' are not o",
+        ),
+        (
+            "strict",
+            "resnet18",
+            "hub",
+            "m.backbone: expected the tag of the weights after a dot, because weights_po",
+        ),
+        (
+            "strict",
+            "resnet18",
+            "weights/other.pth",
+            "m.weights: 'weights/other.pth' are not on the allow-list of we",
+        ),
+        ("ring", "resnet18", "hub", "weights_policies.ring: contains itself, through ring → loop → ring"),
+    ],
+)
+def test_weights_that_the_policy_does_not_list_are_refused(
+    policy: str, backbone: str, weights: str, message: str | None
+) -> None:
+    config = minimal() | {"weights_policy": policy, "weights_policies": copy.deepcopy(POLICIES)}
+    config["models"]["m"] |= {"backbone": backbone, "weights": weights}
+    if message is None:
+        resolve(config)
+        return
+    with pytest.raises(ConfigError) as caught:
+        resolve(config)
+    assert message in str(caught.value)
+
+
+def test_the_allow_list_of_imagenet_1k_names_no_weights_that_saw_other_photos() -> None:
+    import timm
+
+    from fieldmark.weights_policy import refusals
+
+    def allowed(policy: str) -> set[str]:
+        models = {name: {"backbone": name, "weights": "hub"} for name in timm.list_pretrained()}
+        refused = {text.split(".backbone")[0].removeprefix("models.") for text in refusals(models, policy, lists)}
+        return set(models) - refused
+
+    lists = DEMO["weights_policies"]
+    other = r"in2\dk|in12k|jft|ig1b|yfcc|laion|clip|webli|openai|m3\dm|lvd|seer|swag|ssld|usi|inat"
+    strict = allowed("imagenet_1k")
+    assert len(strict) > 400 and not [name for name in strict if re.search(other, name.partition(".")[2])]
+    assert strict < allowed("inat_2021") and "swin_large_patch4_window12_384.ms_in22k_ft_in1k" in allowed("inat_2021")
+    assert not [name for name in allowed("inat_2021") if re.search(r"jft|ig1b|laion|clip|webli|inat", name)]
+
+
+def test_prototypes_and_mixed_photos_exclude_each_other() -> None:
+    text = problems(augmentation__cutmix=0.5, recipes__plain__prototype_strength=5.0)
+    assert "augmentation.cutmix: expected 0, because plain has prototypes (prototype_strength)" in text
 
 
 OPENSET = {"in_class_share": 0.5, "labeled_per_class": 5, "val_per_class": 5, "test_per_class": 5}
@@ -284,8 +355,10 @@ def fields(kind: Callable[..., Any]) -> dict[str, Any]:
 
 
 def test_the_schema_and_the_classes_that_receive_its_values_agree() -> None:
+    from fieldmark.arcface import HeadSettings
     from fieldmark.fitting import ModelSettings, StageSettings
     from fieldmark.inference import ViewPlan
+    from fieldmark.metadata import MetadataSettings
     from fieldmark.training import Phase
     from fieldmark.views import Augmentation
 
@@ -298,4 +371,9 @@ def test_the_schema_and_the_classes_that_receive_its_values_agree() -> None:
     assert set(fields(ViewPlan)) == set(SCHEMA["properties"]["predict"]["properties"]) - {"top_k"}
     config = resolve(minimal())
     assert set(model_settings(config, "m")) == set(fields(ModelSettings))
+    for key, kind in (("head", HeadSettings), ("metadata", MetadataSettings)):
+        assert fields(kind) == {name: part["default"] for name, part in MODEL_SCHEMA[key]["properties"].items()}
+        assert set(DEMO["models"]["lite0"][key]) == set(fields(kind))
+    for key in ("streams", "crop_margin"):
+        assert fields(ModelSettings)[key] == MODEL_SCHEMA[key]["default"]
     assert set(stage_settings(config, "m", "plain")) == set(fields(StageSettings))

@@ -48,7 +48,7 @@ def test_a_job_leaves_model_and_history_and_no_checkpoint(
 ) -> None:
     fit(task, "none", PLAN, *targets)
     model = load_classifier(targets[0])
-    assert dataclasses.asdict(model.architecture) == {
+    assert model.architecture.describe() == {
         "backbone": "test_efficientnet",
         "embedding": 8,
         "classes": 2,

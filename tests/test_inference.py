@@ -108,7 +108,7 @@ def shard(toy: PhotoSet, tmp_path: Path) -> Path:
             "split": [splits[number % 4] for number in range(12)],
             "sha256": ["0"] * 12,
         }
-    )
+    ).with_columns(**NOWHERE)
     write_table(table, "shard", tmp_path / "shard.parquet")
     return tmp_path / "shard.parquet"
 
@@ -119,6 +119,7 @@ def weights(model: Classifier, tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
+NOWHERE = dict.fromkeys(("latitude", "longitude", "location_uncertainty", "date"))
 SETTINGS = ModelSettings("test_efficientnet", "none", 32)
 
 
@@ -160,7 +161,7 @@ def test_predictions_are_of_val_and_test_photos(shard: Path, make_model: MakeMod
 def test_an_empty_shard_gives_empty_tables(weights: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.parquet"
     nothing: dict[str, list[str]] = {"image_id": [], "path": [], "split": [], "sha256": []}
-    write_table(pl.DataFrame(nothing, schema=dict.fromkeys(nothing, pl.String)), "shard", empty)
+    write_table(pl.DataFrame(nothing, schema=dict.fromkeys(nothing, pl.String)).with_columns(**NOWHERE), "shard", empty)
     extract_features(empty, str(weights), SETTINGS, Hardware(), tmp_path / "f.parquet")
     score_photos(empty, weights, ViewPlan(), 5, Hardware(), tmp_path / "s.parquet")
     predict_photos(empty, weights, ViewPlan(), 5, Hardware(), tmp_path / "p.parquet")

@@ -145,7 +145,7 @@ def test_coco(tmp_path: Path) -> None:
     assert classes["name"].to_list() == ["3", "7"] and classes["order"].to_list() == ["O", "O"]
     found = rows(candidates)
     first = found["x/1"]
-    assert (first["latitude"], first["longitude"], first["location_uncertainty"]) == (0.0, -169.5, None)
+    assert (first["latitude"], first["longitude"], first["location_uncertainty"]) == (0.0, -169.5, -1.0)
     assert first["date"] == "2021-06-03T10:00:00+00:00" and first["family"] == "F3" and first["order"] is None
     assert [first[f"box_{side}"] for side in "xywh"] == [5, 6, 30, 40], "of two boxes the larger"
     assert found["u/5"]["class_id"] is None and found["u/5"]["family"] == "F3" and found["u/5"]["order"] is None

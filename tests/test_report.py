@@ -142,6 +142,16 @@ def test_without_truth_the_unseen_half_of_val_is_told_and_why(fake: Fake, tmp_pa
     assert "against the truth" not in text and "test photos right" not in text
 
 
+def test_the_supervised_track_has_no_rounds_and_compares_with_its_own_members(fake: Fake, tmp_path: Path) -> None:
+    inputs = replace(fake, rounds=0).write(tmp_path)
+    render_report(inputs, tmp_path / "report.html", "Labels alone", CONFIG | {"track": "supervised"}, seed=1)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="rounds"' not in text and 'href="#rounds"' not in text and "unlabeled photos." not in text
+    assert "its best single model (lite0" in text and "against the best single model</dt>" in text
+    assert ("average of" in text and "of 2 models" in text) or "all 2 models" in text
+    assert "Baselines" not in text and "supervised fine-tuning" not in text
+
+
 def test_without_rejected_photos_and_dropped_clusters(fake: Fake, tmp_path: Path) -> None:
     text = render(replace(fake, rejected=False, dropped=False), tmp_path)
     assert "none was rejected" in text and "No cluster was dropped." in text

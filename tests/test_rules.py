@@ -9,7 +9,7 @@ import yaml
 
 from fieldmark.artifacts import read_table
 from tests.miniatures import make_semi_inat
-from tests.project import ALL, ROOT, TINY, Job, Project, fresh_project
+from tests.project import ALL, ROOT, TINY, Job, Project, fresh_project, supervised_jobs
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +60,10 @@ def test_the_full_size_models_have_weights_of_imagenet_1k_alone() -> None:
     assert {model["backbone"] for model in models} <= set(timm.list_pretrained())
     tags = [model["backbone"].partition(".")[2] for model in models]
     assert all(re.fullmatch(r"(\w+_)?in1k", tag) and not re.search(r"in2\dk|in12k|jft|ig1b|_ft_", tag) for tag in tags)
+
+
+def test_the_supervised_track_trains_on_labels_alone_and_has_no_rounds(fresh: Project) -> None:
+    assert fresh.planned("--config", "track=supervised") == supervised_jobs()
 
 
 def test_the_grocery_configuration_plans_with_its_own_root(fresh: Project, tmp_path: Path) -> None:

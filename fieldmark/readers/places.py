@@ -8,8 +8,6 @@ import polars as pl
 
 logger = logging.getLogger(__name__)
 
-# iNaturalist holds uncertainties such as -1 and 1e8 m; beyond 1,000 km a place says nothing.
-MAX_UNCERTAINTY_M = 1e6
 _YEARS = (1800, 2200)
 _DATE = re.compile(
     r"(?P<year>\d{4})[-/:](?P<month>\d{1,2})[-/:](?P<day>\d{1,2})"
@@ -46,7 +44,8 @@ def clean_places(photos: pl.DataFrame, where: str) -> pl.DataFrame:
     """Null what cannot be true, and log how often.
 
     A coordinate counts only in a pair; 0.0 is a coordinate like any other. Longitudes beyond ±180 are wrapped if they
-    are within ±360, since some sources count from 0 to 360. A box needs four numbers and a positive size.
+    are within ±360, since some sources count from 0 to 360. A box needs four numbers and a positive size. Uncertainties
+    are kept as they are, also the −1 and 1e8 m that iNaturalist holds: which places to trust is the models' to decide.
 
     Args:
         photos: with columns latitude, longitude (degrees), location_uncertainty (metres), date and box_x … box_h.
@@ -64,7 +63,7 @@ def clean_places(photos: pl.DataFrame, where: str) -> pl.DataFrame:
     cleaned = photos.with_columns(
         pl.when(placed).then(latitude).alias("latitude"),
         pl.when(placed).then(wrapped).alias("longitude"),
-        pl.when(placed & uncertainty.is_between(0, MAX_UNCERTAINTY_M)).then(uncertainty).alias("location_uncertainty"),
+        pl.when(placed & uncertainty.is_finite()).then(uncertainty).alias("location_uncertainty"),
         pl.col("date").replace_strict(known, default=None, return_dtype=pl.String),
         *(pl.when(boxed).then(part).alias(part.meta.output_name()) for part in box),
     )

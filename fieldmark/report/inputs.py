@@ -95,6 +95,11 @@ class Material:
         return chosen_method(str(self.config["ensemble"]["method"]), read_table("scores", self.inputs.ensemble_scores))
 
     @cached_property
+    def supervised(self) -> bool:
+        """Whether the members of the ensemble are the models that were fine-tuned on labels alone."""
+        return self.config.get("track") == "supervised"
+
+    @cached_property
     def rounds(self) -> list[int]:
         """Their numbers."""
         return list(by_round(self.inputs.clusters))

@@ -40,6 +40,7 @@ class Headline:
     photos: int
     split: str
     difference: str | None
+    against: str
     compared: bool
     difference_text: str
     single: str
@@ -131,9 +132,14 @@ def headline(material: Material) -> Headline:
         split=split_name(material.split).lower(),
         # On photos that the weights were fitted on a difference is told, but not as the result.
         difference=points(row["value"]) if row is not None and on_test else None,
+        against="the best single model" if material.supervised else "supervised fine-tuning",
         compared=row is not None,
         difference_text=difference_text(
-            row, supervised, None if supervised is None else _top1(material, supervised), len(_tuned(material))
+            row,
+            supervised,
+            None if supervised is None else _top1(material, supervised),
+            len(_tuned(material)),
+            voting=material.supervised,
         ),
         single="" if single is None else member_with_run(single),
         caveat="" if on_test else _CAVEAT,
@@ -150,7 +156,9 @@ def _honest_val(material: Material) -> dict[str, dict]:
     return material.pick("ensemble", "val_report", material.method)
 
 
-def difference_text(row: dict | None, supervised: str | None, top1: dict | None, choices: int) -> str:
+def difference_text(
+    row: dict | None, supervised: str | None, top1: dict | None, choices: int, voting: bool = False
+) -> str:
     """The gain over supervised fine-tuning in honest words.
 
     Args:
@@ -158,11 +166,13 @@ def difference_text(row: dict | None, supervised: str | None, top1: dict | None,
         supervised: the member that is compared with.
         top1: its score.
         choices: how many supervised members it is the best of.
+        voting: whether these members make up the ensemble, as in the supervised track.
     """
     if row is None or supervised is None or top1 is None:
         return "No supervised fine-tuning of the same backbone was run to compare with."
     kind = "supervised fine-tuning of the same backbone" if choices == 1 else "the best supervised fine-tuning"
-    reference = f"{kind} on the labeled photos alone ({member_name(supervised)}, {percent(top1['value'])})"
+    told = f"({member_name(supervised)}, {percent(top1['value'])})"
+    reference = f"its best single model {told}" if voting else f"{kind} on the labeled photos alone {told}"
     interval = f"95 % interval {points_between(row)} points"
     if row["low"] <= 0 <= row["high"]:
         return f"{points(row['value'])} points against {reference}; this may be chance: the {interval}, includes 0."
@@ -173,18 +183,20 @@ def difference_text(row: dict | None, supervised: str | None, top1: dict | None,
 def _headline_figure(material: Material, top1: dict, supervised: str | None) -> Figure:
     rows = []
     probes = [name for name in material.members("model", material.split) if name.endswith("/probe")]
+    probes = [name for name in probes if name != "baseline/metadata/probe"]
     if probes:
         best = max(sorted(probes), key=lambda name: _top1(material, name)["value"])
         rows.append(_row("Linear probe on pretrained features", _top1(material, best), "s0"))
     if supervised is not None:
-        rows.append(_row("Supervised fine-tuning", _top1(material, supervised), "s2"))
+        name = "Best single model" if material.supervised else "Supervised fine-tuning"
+        rows.append(_row(name, _top1(material, supervised), "s2"))
     single = _best_single(material)
     if single is not None:
         rows.append(_row("Best single model", _top1(material, single), "s1"))
     rows.append(_row("Ensemble", top1, "s3"))
     reference = None if supervised is None else _top1(material, supervised)["value"]
     caption = f"Top-1 on {split_name(material.split).lower()} photos with 95 % intervals"
-    return _dots(caption, rows, _bounds(rows), reference)
+    return _dots(material, caption, rows, _bounds(rows), reference)
 
 
 def _row(name: str, row: dict, style: str) -> Row:
@@ -198,8 +210,11 @@ def _bounds(rows: Sequence[Row]) -> tuple[float, float]:
     return max(0.0, int(low * 20) / 20), min(1.0, -int(-high * 20 // 1) / 20)
 
 
-def _dots(caption: str, rows: Sequence[Row], bounds: tuple[float, float], reference: float | None) -> Figure:
-    return intervals(caption, rows, *bounds, reference, "supervised fine-tuning")
+def _dots(
+    material: Material, caption: str, rows: Sequence[Row], bounds: tuple[float, float], reference: float | None
+) -> Figure:
+    name = "best single model" if material.supervised else "supervised fine-tuning"
+    return intervals(caption, rows, *bounds, reference, name)
 
 
 def accuracy_section(material: Material) -> AccuracySection:
@@ -208,7 +223,8 @@ def accuracy_section(material: Material) -> AccuracySection:
     members = sorted(material.members("model", split), key=lambda name: (not name.startswith("baseline/"), name))
     supervised = _supervised(material)
     reference = None if supervised is None else _top1(material, supervised)["value"]
-    found = [("Baselines" if m.startswith("baseline/") else run_name(m.split("/")[0]), m) for m in members]
+    alone = "Single models" if material.supervised else "Baselines"
+    found = [(alone if m.startswith("baseline/") else run_name(m.split("/")[0]), m) for m in members]
     methods = [name for name in material.members("ensemble", split) if name != "ensemble"]
     groups: list[tuple[str, list[tuple[Row, AccuracyRow]]]] = []
     for group, pairs in groupby(found, key=lambda pair: pair[0]):
@@ -218,7 +234,11 @@ def accuracy_section(material: Material) -> AccuracySection:
     bounds = _bounds(rows)
     return AccuracySection(
         split=split_name(split).lower(),
-        figures=[_dots(group, [row for row, _ in entries], bounds, reference) for group, entries in groups if entries],
+        figures=[
+            _dots(material, group, [row for row, _ in entries], bounds, reference)
+            for group, entries in groups
+            if entries
+        ],
         rows=[line for _, entries in groups for _, line in entries],
         comparisons=_comparisons(material),
     )
@@ -226,7 +246,7 @@ def accuracy_section(material: Material) -> AccuracySection:
 
 def _accuracy(material: Material, group: str, member: str) -> tuple[Row, AccuracyRow]:
     scores = _scores(material, member)
-    style = "s1" if group != "Baselines" else "s0" if member.endswith("/probe") else "s2"
+    style = "s1" if not member.startswith("baseline/") else "s0" if member.endswith("/probe") else "s2"
     return _row(member_name(member), scores["top1"], style), AccuracyRow(group, member_name(member), _cells(scores))
 
 

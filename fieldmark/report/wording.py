@@ -62,21 +62,22 @@ def p_value(value: float) -> str:
 
 
 def run_name(run: str) -> str:
-    """A run in words: ``round1`` → Round 1, ``baseline`` → Baselines."""
+    """A run in words: ``round1`` → Round 1, ``baseline`` → Supervised."""
     match = re.fullmatch(r"round(\d+)", run)
-    return f"Round {match[1]}" if match else "Baselines"
+    return f"Round {match[1]}" if match else "Supervised"
 
 
 def member_name(member: str) -> str:
     """A member in words: ``round1/lite0/layerwise`` → lite0 · layerwise."""
     _, model, recipe = member.split("/")
+    if (model, recipe) == ("metadata", "probe"):
+        return "place and date alone"
     return f"{model} · {recipe_name(recipe)}"
 
 
 def member_with_run(member: str) -> str:
     """A member in words, with its run: round 1, lite0 · layerwise."""
-    run = run_name(member.split("/")[0]).lower().replace("baselines", "baseline")
-    return f"{run}, {member_name(member)}"
+    return f"{run_name(member.split('/')[0]).lower()}, {member_name(member)}"
 
 
 def recipe_name(recipe: str) -> str:

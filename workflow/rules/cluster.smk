@@ -5,6 +5,7 @@ rule extract_features:
     input:
         shard="results/data/shards/{shard}.parquet",
         weights=previous_model,
+        boxes=boxes_of_features,
     output:
         "results/round{round}/{model}/features/{shard}.parquet",
     log:

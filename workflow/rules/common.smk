@@ -9,7 +9,9 @@ wildcard_constraints:
     recipe="|".join(map(re.escape, config["recipes"])),
 
 
-ROUNDS = range(config["rounds"])
+SUPERVISED = config["track"] == "supervised"
+# The supervised track clusters and selects nothing, so it has no rounds.
+ROUNDS = range(0 if SUPERVISED else config["rounds"])
 SHARDS = range(config["shards"])
 MODELS = list(config["models"])
 MANIFEST = "results/data/manifest.parquet"
@@ -34,22 +36,36 @@ def named(*sections, **single):
 
 
 def members():
-    """Every (run, model, recipe) that predicts: the rounds' models; the baseline is compared with, not voted with."""
+    """Every (run, model, recipe) that votes: the rounds' models, or in the supervised track all that are trained."""
+    runs = ["baseline"] if SUPERVISED else [f"round{r}" for r in ROUNDS]
     return [
-        f"results/round{r}/{model}/{recipe}"
-        for r in ROUNDS
+        f"results/{run}/{model}/{recipe}"
+        for run in runs
         for model in MODELS
         for recipe in config["models"][model]["recipes"]
     ]
 
 
 def baselines():
-    """Supervised fine-tuning of the same models by the same recipes, and a linear probe of their features."""
+    """What members are compared with: supervised fine-tuning of the same models, and linear probes of their features.
+
+    The supervised track embeds no photos, so it has no linear probe, and what is fine-tuned votes itself. Where a model
+    takes places and dates, what these tell alone is told as well.
+    """
+    alone = ["results/baseline/metadata/probe"] if metadata_probe() else []
+    if SUPERVISED:
+        return alone
     return [
         f"results/baseline/{model}/{recipe}"
         for model in MODELS
         for recipe in [*config["models"][model]["recipes"], "probe"]
-    ]
+    ] + alone
+
+
+def metadata_probe():
+    """How the probe of places and dates encodes them: as the first model that takes them; empty if none does."""
+    settings = [model["metadata"] for model in config["models"].values() if model["metadata"]["encoding"] != "none"]
+    return {key: settings[0][key] for key in ("encoding", "max_uncertainty")} if settings else {}
 
 
 def prediction_files(folders):
@@ -94,6 +110,19 @@ def feature_params(wildcards):
     """What of a model its pretrained features depend on: not what only matters while training."""
     settings = model_settings(config, wildcards.model)
     return {key: settings[key] for key in ("backbone", "weights", "image_size")}
+
+
+def boxes_of(wildcards):
+    """Key regions of a shard, where a job works on one, else of all photos; none unless the model looks at crops."""
+    if config["models"][wildcards.model]["streams"] == "photo":
+        return []
+    shards = [wildcards.shard] if "shard" in wildcards.keys() else SHARDS
+    return [f"results/detection/boxes/{shard}.parquet" for shard in shards]
+
+
+def boxes_of_features(wildcards):
+    """The same for embedding; pretrained weights, which round 0 embeds with, see the photo alone."""
+    return [] if int(wildcards.round) == 0 else boxes_of(wildcards)
 
 
 def job_resources(**own):
@@ -146,7 +175,7 @@ def test_annotations():
 
 
 def history_files():
-    """The history of every training job of every round, and of the baselines."""
+    """The history of every training job of every round, and of supervised fine-tuning."""
     stages = ("pretrain", "guide", "refine")
     folders = [f"results/round{r}/{model}/{stage}" for r in ROUNDS for model in MODELS for stage in stages]
     folders += members() + [folder for folder in baselines() if Path(folder).name != "probe"]

@@ -5,6 +5,7 @@ rule predict_photos:
     input:
         shard="results/data/shards/{shard}.parquet",
         weights="results/{run}/{model}/{recipe}/model.safetensors",
+        boxes=boxes_of,
     output:
         "results/{run}/{model}/{recipe}/predictions/{shard}.parquet",
     log:
@@ -45,6 +46,25 @@ rule probe_features:
         code=fingerprint("probe_features"),
     script:
         "../scripts/probe_features.py"
+
+
+rule probe_metadata:
+    input:
+        manifest=MANIFEST,
+        classes=CLASSES,
+    output:
+        "results/baseline/metadata/probe/predictions/0.parquet",
+    log:
+        "results/logs/baseline/metadata/probe_metadata.log",
+    benchmark:
+        "results/benchmarks/baseline/metadata/probe_metadata.tsv"
+    conda:
+        "../../envs/core.yaml"
+    params:
+        **named(metadata_probe(), top_k=config["predict"]["top_k"], seed=config["seed"]),
+        code=fingerprint("probe_metadata"),
+    script:
+        "../scripts/probe_metadata.py"
 
 
 rule fit_ensemble:

@@ -8,6 +8,7 @@ rule train_guide:
         clusters="results/round{round}/clusters.parquet",
         kept_clusters="results/round{round}/kept_clusters.parquet",
         weights="results/round{round}/{model}/pretrain/model.safetensors",
+        boxes=boxes_of,
     output:
         weights="results/round{round}/{model}/guide/model.safetensors",
         history="results/round{round}/{model}/guide/history.parquet",
@@ -31,6 +32,7 @@ rule score_photos:
     input:
         shard="results/data/shards/{shard}.parquet",
         weights="results/round{round}/{model}/guide/model.safetensors",
+        boxes=boxes_of,
     output:
         "results/round{round}/{model}/guide/scores/{shard}.parquet",
     log:

@@ -7,6 +7,7 @@ rule pretrain_backbone:
         clusters="results/round{round}/clusters.parquet",
         kept_clusters="results/round{round}/kept_clusters.parquet",
         weights=previous_model,
+        boxes=boxes_of,
     output:
         weights="results/round{round}/{model}/pretrain/model.safetensors",
         history="results/round{round}/{model}/pretrain/history.parquet",
@@ -31,6 +32,7 @@ rule refine_backbone:
         manifest=MANIFEST,
         subclusters="results/round{round}/subclusters.parquet",
         weights="results/round{round}/{model}/pretrain/model.safetensors",
+        boxes=boxes_of,
     output:
         weights="results/round{round}/{model}/refine/model.safetensors",
         history="results/round{round}/{model}/refine/history.parquet",
@@ -56,6 +58,7 @@ rule finetune_classifier:
         classes=CLASSES,
         weights=refined_model,
         pseudo_labels=pseudo_labels_of,
+        boxes=boxes_of,
     output:
         weights="results/{run}/{model}/{recipe}/model.safetensors",
         history="results/{run}/{model}/{recipe}/history.parquet",

@@ -5,12 +5,14 @@ from fieldmark.stage import start
 if "snakemake" in globals():
     start(snakemake)
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from fieldmark.artifacts import read_table
+from fieldmark.context import ContextTables
 from fieldmark.fitting import Plan, Task, fit
 from fieldmark.inference import ViewPlan, infer
 from fieldmark.models import Classifier
@@ -51,6 +53,7 @@ def finetune_classifier(
     plan: Plan,
     weights: Path,
     history: Path,
+    boxes: Sequence[str] = (),
 ) -> None:
     """Fine-tune by one recipe; without ``pseudo_labels``, on the labeled photos alone.
 
@@ -62,12 +65,14 @@ def finetune_classifier(
     )
     val = photos.filter(pl.col("split") == "val")
     truth = val["class_id"].to_numpy()
+    tables = ContextTables(photos, boxes)
 
     def top1_on_val(classifier: Classifier) -> float:
-        _, probabilities = infer(classifier, val["path"].to_list(), ViewPlan(), plan.hardware)
+        context = tables.of(val["image_id"].to_list(), classifier.architecture)
+        _, probabilities = infer(classifier, val["path"].to_list(), ViewPlan(), plan.hardware, context=context)
         return float((probabilities.argmax(axis=1) == truth).mean())
 
-    fit(task, source, plan, weights, history, top1_on_val if len(val) else None)
+    fit(task, source, plan, weights, history, top1_on_val if len(val) else None, tables)
 
 
 if "snakemake" in globals():
@@ -79,4 +84,5 @@ if "snakemake" in globals():
         plan=Plan.of_job(snakemake),
         weights=Path(snakemake.output.weights),
         history=Path(snakemake.output.history),
+        boxes=list(snakemake.input.get("boxes", [])),
     )

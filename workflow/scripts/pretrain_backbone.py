@@ -5,12 +5,14 @@ from fieldmark.stage import start
 if "snakemake" in globals():
     start(snakemake)
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from fieldmark.artifacts import read_table
+from fieldmark.context import ContextTables
 from fieldmark.fitting import Plan, Task, fit
 from fieldmark.photosets import photo_set
 
@@ -33,14 +35,16 @@ def pretrain_backbone(
     plan: Plan,
     weights: Path,
     history: Path,
+    boxes: Sequence[str] = (),
 ) -> None:
     """Train the backbone to tell the kept clusters apart; arguments as in :func:`fieldmark.fitting.fit`."""
+    photos = read_table("manifest", manifest)
     task = cluster_task(
-        read_table("manifest", manifest),
+        photos,
         read_table("clusters", clusters),
         read_table("kept_clusters", kept_clusters),
     )
-    fit(task, source, plan, weights, history)
+    fit(task, source, plan, weights, history, tables=ContextTables(photos, boxes))
 
 
 if "snakemake" in globals():
@@ -52,4 +56,5 @@ if "snakemake" in globals():
         plan=Plan.of_job(snakemake),
         weights=Path(snakemake.output.weights),
         history=Path(snakemake.output.history),
+        boxes=list(snakemake.input.get("boxes", [])),
     )

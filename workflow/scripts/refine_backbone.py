@@ -5,12 +5,14 @@ from fieldmark.stage import start
 if "snakemake" in globals():
     start(snakemake)
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from fieldmark.artifacts import read_table
+from fieldmark.context import ContextTables
 from fieldmark.fitting import Plan, Task, fit
 from fieldmark.photosets import photo_set
 
@@ -33,10 +35,12 @@ def refine_backbone(
     plan: Plan,
     weights: Path,
     history: Path,
+    boxes: Sequence[str] = (),
 ) -> None:
     """Train the backbone to tell the subclusters apart; arguments as in :func:`fieldmark.fitting.fit`."""
-    task = subcluster_task(read_table("manifest", manifest), read_table("subclusters", subclusters))
-    fit(task, source, plan, weights, history)
+    photos = read_table("manifest", manifest)
+    task = subcluster_task(photos, read_table("subclusters", subclusters))
+    fit(task, source, plan, weights, history, tables=ContextTables(photos, boxes))
 
 
 if "snakemake" in globals():
@@ -47,4 +51,5 @@ if "snakemake" in globals():
         plan=Plan.of_job(snakemake),
         weights=Path(snakemake.output.weights),
         history=Path(snakemake.output.history),
+        boxes=list(snakemake.input.get("boxes", [])),
     )
