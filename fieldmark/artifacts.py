@@ -145,14 +145,6 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             pa.field("val_top1", pa.float32()),
         ]
     ),
-    # The key region of each photo, relative to the upright photo: upper left corner and size, 0…1. Nothing found: the
-    # full photo (0, 0, 1, 1) with score 0.
-    "boxes": pa.schema(
-        [
-            _required("image_id", pa.string()),
-            *(_required(name, pa.float32()) for name in ("x", "y", "width", "height", "score")),
-        ]
-    ),
     "detection_history": pa.schema(
         [
             _required("step", pa.int32()),

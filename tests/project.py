@@ -69,7 +69,7 @@ def all_jobs(
 
 def supervised_jobs() -> set[Job]:
     """Every job of the tiny run in the supervised track."""
-    return INGESTION | only("shard_manifest", "probe_metadata", *END) | BASELINE
+    return INGESTION | only("shard_manifest", "probe_metadata", *DETECTION, *END) | BASELINE
 
 
 def only(*rules: str) -> set[Job]:
