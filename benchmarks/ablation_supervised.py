@@ -39,6 +39,7 @@ from fieldmark.truth import read_truth
 from fieldmark.views import Augmentation
 from workflow.scripts.finetune_classifier import finetune_classifier
 from workflow.scripts.fit_ensemble import Search, fit_all
+from workflow.scripts.probe_metadata import probe_metadata
 
 log = logging.getLogger("fieldmark")
 Hits = np.ndarray
@@ -133,6 +134,21 @@ def weighted(members: Sequence[TopLists], data: Data, search: Search) -> Iterato
         yield f"all models, {method} weights", hits(mean, data.labels["test"])
 
 
+def place_and_date(data: Data, model: ModelSettings, folder: Path, config: dict[str, Any]) -> Hits:
+    """Hits on test photos of the probe that looks at no photo."""
+    target, settings = folder / "place_and_date.parquet", model.metadata
+    probe_metadata(
+        manifest=str(data.tables["manifest"]),
+        classes=str(data.tables["classes"]),
+        target=str(target),
+        encoding=settings.encoding,
+        max_uncertainty=settings.max_uncertainty,
+        top_k=config["predict"]["top_k"],
+        seed=config["seed"],
+    )
+    return hits(read_lists(target, data.classes), data.labels["test"])
+
+
 def interval(differences: Hits, seed: int, resamples: int = 2000) -> tuple[float, float]:
     """95 % interval of the mean of (seeds, photos) differences, both resampled."""
     draws = np.random.default_rng(seed)
@@ -217,7 +233,7 @@ def ablation(
     code = fingerprint("finetune_classifier") + fingerprint("predict_photos")
     rungs = ladder(ModelSettings.of(model_settings(config, name)), Augmentation(**config["augmentation"]))
     search = Search(config["seed"], *(config["ensemble"][k] for k in ("sigma", "population", "evaluations_per_member")))
-    found: dict[str, list[Hits]] = {}
+    found = {"place and date alone": [place_and_date(data, rungs[-1].model, folder, config)] * seeds}
     for seed in range(1, seeds + 1):
         members = []
         for rung in rungs:

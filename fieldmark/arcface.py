@@ -2,7 +2,7 @@
 
 Why not a library's: pytorch-metric-learning's ``SubCenterArcFaceLoss`` has one margin for all classes, and gives a loss
 where the stages need logits, for label smoothing, photo weights, photos without target, the loss over coarse taxa and
-prototypes. The tests compare the two where both apply.
+prototypes.
 """
 
 import math

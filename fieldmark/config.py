@@ -173,8 +173,8 @@ def in_order(value: Any) -> Any:
 
 def model_settings(config: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The keys of a model that decide what the network is: the fields of ``models.ModelSettings``."""
-    network = ("backbone", "weights", "image_size", "embedding", "dropout", "drop_path")
-    keys = (*network, "head", "metadata", "streams", "crop_margin")
+    plain = ("backbone", "weights", "image_size", "embedding", "dropout", "drop_path")
+    keys = (*plain, "head", "metadata", "streams", "crop_margin")
     return {key: in_order(config["models"][model][key]) for key in keys}
 
 
