@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fieldmark.artifacts import write_table
 from fieldmark.hardware import Hardware
 from fieldmark.models import Architecture, Classifier, ModelSettings, build_classifier, save_classifier
 from fieldmark.photosets import mixed_sampler
+from fieldmark.processes import is_first_process, run_on_all_devices
 from fieldmark.stage import log
 from fieldmark.training import Phase, PhotoSet, train
 from fieldmark.views import Augmentation
@@ -91,7 +93,7 @@ def fit(
     history: Path,
     validate: Callable[[Classifier], float] | None = None,
 ) -> None:
-    """Train on ``task`` from ``source`` and write the model and its history.
+    """Train on ``task`` from ``source`` and write the model and its history, in as many processes as there are devices.
 
     Args:
         task: photos and outputs.
@@ -99,8 +101,23 @@ def fit(
         plan: how to train.
         weights: where the model goes.
         history: where the history table goes.
-        validate: see :func:`fieldmark.training.train`.
+        validate: see :func:`fieldmark.training.train`; one that can be pickled.
     """
+    work = partial(_fit, task, source, plan, weights, history, validate)
+    if plan.hardware.processes == 1:
+        work()
+    else:
+        run_on_all_devices(work, plan.hardware, weights.parent.parent / f".{weights.parent.name}.processes")
+
+
+def _fit(
+    task: Task,
+    source: str,
+    plan: Plan,
+    weights: Path,
+    history: Path,
+    validate: Callable[[Classifier], float] | None,
+) -> None:
     model, stage, seed = plan.model, plan.stage, plan.seed
     architecture = Architecture(
         backbone=model.backbone,
@@ -142,6 +159,7 @@ def fit(
         identity=repr([plan.code, plan.model, plan.stage]),
         validate=validate,
     )
-    write_table(table, "history", history)
-    save_classifier(classifier, weights)
-    checkpoint.unlink(missing_ok=True)
+    if is_first_process():
+        write_table(table, "history", history)
+        save_classifier(classifier, weights)
+        checkpoint.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import lightning_fabric
 import numpy as np
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
@@ -54,7 +55,10 @@ def infer(
     if not paths:
         widths = model.neck.out_features, model.head.out_features
         return np.zeros((0, widths[0]), dtype=np.float32), np.zeros((0, widths[1]), dtype=np.float32)
-    fabric = lightning_fabric.Fabric(accelerator=hardware.accelerator, devices=1, precision=hardware.precision)
+    # The environment is named, as Fabric would take a process inside a SLURM job for one of several.
+    fabric = lightning_fabric.Fabric(
+        accelerator=hardware.accelerator, devices=1, precision=hardware.precision, plugins=[LightningEnvironment()]
+    )
     wrapped = fabric.setup_module(model.eval(), move_to_device=True)
     side = round(model.architecture.image_size * plan.size)
     decode = decode_side(side, max(plan.scales))

@@ -12,9 +12,8 @@ import polars as pl
 
 from fieldmark.artifacts import read_table
 from fieldmark.fitting import Plan, Task, fit
-from fieldmark.inference import ViewPlan, infer
-from fieldmark.models import Classifier
 from fieldmark.photosets import coarse_taxon_codes, photo_set
+from fieldmark.validation import Validation
 
 
 def classification_task(manifest: pl.DataFrame, classes: pl.DataFrame, pseudo: pl.DataFrame | None) -> Task:
@@ -62,13 +61,8 @@ def finetune_classifier(
         photos, known, None if pseudo_labels is None else read_table("pseudo_labels", pseudo_labels)
     )
     val = photos.filter(pl.col("split") == "val")
-    truth = val["class_id"].to_numpy()
-
-    def top1_on_val(classifier: Classifier) -> float:
-        _, probabilities = infer(classifier, val["path"].to_list(), ViewPlan(), plan.hardware)
-        return float((probabilities.argmax(axis=1) == truth).mean())
-
-    fit(task, source, plan, weights, history, top1_on_val if len(val) else None)
+    validation = Validation(val["path"].to_list(), val["class_id"].to_numpy(), plan.hardware) if len(val) else None
+    fit(task, source, plan, weights, history, validation)
 
 
 if "snakemake" in globals():
