@@ -23,10 +23,10 @@ export XDG_CACHE_HOME ?= $(CURDIR)/.cache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format lock clean
+.PHONY: help env demo test test-gpu test-slurm test-conda lint format lock clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 env: $(STAMP) ## Set up .venv with the locked versions (every other target does this first)
 
@@ -35,6 +35,15 @@ demo: env ## Draw the demo photos and run the workflow to results/submission.csv
 
 test: env ## Run the tests; PYTEST_ARGS="-k name" passes options on
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-gpu: env ## Compare training and inference on a GPU with the CPU; skipped without one
+	$(BIN)/python -m pytest -m gpu -rs tests/test_gpu.py $(PYTEST_ARGS)
+
+test-slurm: env ## Install SLURM on this machine (Debian, as root) and run the tiny workflow through it, with faults
+	$(BIN)/python -m pytest -m slurm -rs tests/slurm $(PYTEST_ARGS)
+
+test-conda: env ## Run a chain of stages in conda environments; needs conda on the PATH
+	$(BIN)/python -m pytest -m conda -rs tests/test_conda.py $(PYTEST_ARGS)
 
 lint: env ## Check style, formatting, rules and types
 	$(BIN)/ruff check .

@@ -9,7 +9,6 @@ size, and the box goes round the largest connected part.
 from collections.abc import Sequence
 from typing import Any
 
-import lightning_fabric
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -151,7 +150,7 @@ def activation_boxes(
     """
     classifier = build_classifier(Architecture(backbone, 0, 1, 0, False, image_size), weights, seed=0)
     normalisation = classifier.normalisation
-    fabric = lightning_fabric.Fabric(accelerator=hardware.accelerator, devices=1, precision=hardware.precision)
+    fabric = hardware.one_device()
     model = fabric.setup_module(MiddleLevel(classifier.backbone).eval(), move_to_device=True)
     boxes: list[Floats] = [np.zeros((0, 4))]
     scores: list[Floats] = [np.zeros(0)]

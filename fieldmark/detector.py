@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning_fabric
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -145,7 +144,7 @@ def detect(model: Detector, paths: Sequence[str], hardware: Hardware) -> tuple[F
     Returns:
         (N, 4) boxes relative to the photos, see :mod:`fieldmark.boxes`, and (N,) scores in 0…1.
     """
-    fabric = lightning_fabric.Fabric(accelerator=hardware.accelerator, devices=1, precision=hardware.precision)
+    fabric = hardware.one_device()
     wrapped = fabric.setup_module(model.eval(), move_to_device=True)
     side = model.architecture.image_size
     boxes: list[Floats] = [np.zeros((0, 4))]

@@ -151,14 +151,11 @@ def train_boxes(
     Raises:
         TrainingError: if the loss or the gradient is not finite; names the step and the photos.
     """
-    fabric = lightning_fabric.Fabric(
-        accelerator=hardware.accelerator, devices=hardware.devices, precision=hardware.precision
-    )
-    fabric.launch()
+    fabric = hardware.one_device()
     start = hashlib.sha256()
     for tensor in model.state_dict().values():
         start.update(tensor.cpu().numpy().tobytes())
-    settings = [seed, asdict(phase), model.architecture, hardware.accelerator, hardware.devices, hardware.precision]
+    settings = [seed, asdict(phase), model.architecture, hardware.accelerator, hardware.precision]
     whole = hashlib.sha256(f"{identity} {settings!r} {photos.digest()} {start.hexdigest()}".encode()).hexdigest()
     keeper = Checkpoint(checkpoint, whole, hardware.checkpoint_seconds)
     resumed = keeper.load()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fieldmark.context import ContextTables
 from fieldmark.hardware import Hardware
 from fieldmark.models import Architecture, Classifier, ModelSettings, build_classifier, save_classifier
 from fieldmark.photosets import mixed_sampler
+from fieldmark.processes import is_first_process, run_on_all_devices
 from fieldmark.stage import log
 from fieldmark.training import Phase, PhotoSet, train
 from fieldmark.views import Augmentation
@@ -94,7 +96,7 @@ def fit(
     validate: Callable[[Classifier], float] | None = None,
     tables: ContextTables | None = None,
 ) -> None:
-    """Train on ``task`` from ``source`` and write the model and its history.
+    """Train on ``task`` from ``source`` and write the model and its history, in as many processes as there are devices.
 
     Args:
         task: photos and outputs.
@@ -102,9 +104,25 @@ def fit(
         plan: how to train.
         weights: where the model goes.
         history: where the history table goes.
-        validate: see :func:`fieldmark.training.train`.
+        validate: see :func:`fieldmark.training.train`; one that can be pickled.
         tables: where places, dates and key regions of the photos are looked up; needed if the model takes them.
     """
+    work = partial(_fit, task, source, plan, weights, history, validate, tables)
+    if plan.hardware.processes == 1:
+        work()
+    else:
+        run_on_all_devices(work, plan.hardware, weights.parent.parent / f".{weights.parent.name}.processes")
+
+
+def _fit(
+    task: Task,
+    source: str,
+    plan: Plan,
+    weights: Path,
+    history: Path,
+    validate: Callable[[Classifier], float] | None,
+    tables: ContextTables | None,
+) -> None:
     model, stage, seed = plan.model, plan.stage, plan.seed
     architecture = Architecture(
         backbone=model.backbone,
@@ -156,6 +174,7 @@ def fit(
         identity=repr([plan.code, plan.model, plan.stage]),
         validate=validate,
     )
-    write_table(table, "history", history)
-    save_classifier(classifier, weights)
-    checkpoint.unlink(missing_ok=True)
+    if is_first_process():
+        write_table(table, "history", history)
+        save_classifier(classifier, weights)
+        checkpoint.unlink(missing_ok=True)

@@ -3,10 +3,13 @@
 On its own, so that stages which only apply a model do not depend on the code that trains one.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import lightning_fabric
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,12 @@ class Hardware:
 
     Attributes:
         accelerator: cpu or cuda.
-        devices: processes, one per device.
+        devices: processes on each node, one per device.
         precision: 32-true or bf16-mixed.
-        cache_mb: memory for decoded photos, megabytes.
-        decode_threads: threads that decode photos.
+        cache_mb: memory for decoded photos, megabytes per process.
+        decode_threads: threads that decode photos, per process.
         checkpoint_seconds: least time between two checkpoints.
+        nodes: machines, all with as many devices.
     """
 
     accelerator: str = "cpu"
@@ -28,15 +32,39 @@ class Hardware:
     cache_mb: int = 1024
     decode_threads: int = 2
     checkpoint_seconds: float = 120.0
+    nodes: int = 1
+
+    @property
+    def processes(self) -> int:
+        """All processes, on all nodes."""
+        return self.devices * self.nodes
 
     @classmethod
     def of_job(cls, job: Any) -> "Hardware":
-        """What a Snakemake job was given: its threads, its GPUs if the machine has any, half its memory for photos."""
-        gpus = min(job.resources.get("gpu", 0), torch.cuda.device_count())
+        """What a Snakemake job was given: its threads, its GPUs if the machine has any, half its memory for photos.
+
+        Threads and memory are those of one node. Only a SLURM job can have several nodes.
+        """
+        nodes = job.resources.get("nodes", 1) if "SLURM_JOB_ID" in os.environ else 1
+        # On several nodes GPUs are asked for as ``gres``, which counts those of a node.
+        asked = job.resources.get("gpu", 0) or int(job.resources.get("gres", "gpu:0").rpartition(":")[2])
+        gpus = min(asked, torch.cuda.device_count())
+        devices = max(1, gpus)
         return cls(
             accelerator="cuda" if gpus else "cpu",
-            devices=max(1, gpus),
+            devices=devices,
             precision=job.params.precision,
-            cache_mb=job.resources.mem_mb // 2,
-            decode_threads=job.threads,
+            cache_mb=job.resources.mem_mb // 2 // devices,
+            decode_threads=max(1, job.threads // devices),
+            checkpoint_seconds=job.resources.get("checkpoint_seconds", cls.checkpoint_seconds),
+            nodes=nodes,
+        )
+
+    def one_device(self) -> lightning_fabric.Fabric:
+        """Fabric for a single process.
+
+        The environment is named, as Fabric would take a process inside a SLURM job for one of several.
+        """
+        return lightning_fabric.Fabric(
+            accelerator=self.accelerator, devices=1, precision=self.precision, plugins=[LightningEnvironment()]
         )

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import lightning_fabric
 import numpy as np
 import torch
 
@@ -59,7 +58,7 @@ def infer(
     if not paths:
         widths = model.width, model.outputs
         return np.zeros((0, widths[0]), dtype=np.float32), np.zeros((0, widths[1]), dtype=np.float32)
-    fabric = lightning_fabric.Fabric(accelerator=hardware.accelerator, devices=1, precision=hardware.precision)
+    fabric = hardware.one_device()
     wrapped = fabric.setup_module(model.eval(), move_to_device=True)
     side = round(model.architecture.image_size * plan.size)
     decode = decode_side(side, max(plan.scales))

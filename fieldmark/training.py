@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import lightning_fabric
 import numpy as np
 import polars as pl
 import torch
@@ -24,9 +23,10 @@ from fieldmark.crops import KeyRegions
 from fieldmark.fusion import withhold
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
-from fieldmark.losses import marginal_loss, weighted_cross_entropy
+from fieldmark.losses import Total, itself, marginal_loss, weighted_cross_entropy
 from fieldmark.mixing import Mixture, draw_mixture
 from fieldmark.models import Classifier, freeze_layers, freeze_norms
+from fieldmark.parallel import Share, open_fabric
 from fieldmark.sampling import Sampler
 from fieldmark.stage import Progress, log
 from fieldmark.views import Augmentation, collate, decode_side, normalise, random_views
@@ -155,8 +155,11 @@ def batch_loss(
     phase: Phase,
     beside: Mapping[str, Tensor] | None = None,
     mixture: Mixture | None = None,
+    total: Total = itself,
 ) -> tuple[Tensor, Tensor]:
     """Loss of one batch, and its embeddings: cross entropy on targets plus the marginal loss on coarse taxa.
+
+    Of a part of a batch: its part of the loss, where ``total`` sums over all parts.
 
     Args:
         model: a classifier.
@@ -166,6 +169,7 @@ def batch_loss(
         phase: smoothing and weight of the marginal loss.
         beside: further inputs of the model: metadata and crops.
         mixture: how the views were mixed with one another, if they were.
+        total: sum over the parts of the batch.
     """
     device = images.device
     target, taxon = (torch.from_numpy(a[rows]).to(device) for a in (photos.target, photos.taxon))
@@ -176,11 +180,11 @@ def batch_loss(
         # Each view counts twice, once with either photo's target, by their shares.
         logits, weight = torch.cat([logits, logits]), mixture.weights(weight)
         target, taxon = (mixture.pairs(values).T.flatten() for values in (target, taxon))
-    loss = weighted_cross_entropy(logits, target, weight, phase.label_smoothing)
+    loss = weighted_cross_entropy(logits, target, weight, phase.label_smoothing, total)
     if phase.marginal_weight and len(photos.taxon_of_class):
         taxon_of_class = torch.from_numpy(photos.taxon_of_class).to(device)
         untargeted = weight * (target < 0)
-        loss = loss + phase.marginal_weight * marginal_loss(logits, taxon, taxon_of_class, untargeted)
+        loss = loss + phase.marginal_weight * marginal_loss(logits, taxon, taxon_of_class, untargeted, total)
     return loss, embedding
 
 
@@ -197,6 +201,8 @@ def train(
     validate: Callable[[Classifier], float] | None = None,
 ) -> pl.DataFrame:
     """Train ``model`` in place through all phases, resuming from ``checkpoint`` if it is of the same run.
+
+    Of several processes, started by :mod:`fieldmark.processes`, each calls this; the first one validates and saves.
 
     Args:
         model: what to train.
@@ -215,13 +221,11 @@ def train(
     Raises:
         TrainingError: if the loss or the gradient is not finite; names the step and the photos.
     """
-    fabric = lightning_fabric.Fabric(
-        accelerator=hardware.accelerator, devices=hardware.devices, precision=hardware.precision
-    )
-    fabric.launch()
+    share = Share(open_fabric(hardware))
     # The printed model shows what its weights do not: dropout and stochastic depth.
     settings = repr([seed, [asdict(phase) for phase, _ in phases], asdict(augmentation), model.architecture, model])
-    settings += f" {hardware.accelerator} {hardware.devices} {hardware.precision}"
+    # The number of processes is left out: with another one, a run goes on to the same end within rounding.
+    settings += f" {hardware.accelerator} {hardware.precision}"
     start = hashlib.sha256()
     for tensor in model.state_dict().values():
         start.update(tensor.cpu().numpy().tobytes())
@@ -230,6 +234,7 @@ def train(
     resumed = keeper.load()
     rows: list[dict] = list(resumed["history"]) if resumed else []
     first_phase, first_step = (resumed["phase"], resumed["step"]) if resumed else (0, 0)
+    share.agree((first_phase, first_step), checkpoint)
     if resumed:
         model.load_state_dict(resumed["model"])
         log.info("resuming %s at step %d", phases[first_phase][0].name, first_step)
@@ -246,12 +251,13 @@ def train(
             if number < first_phase:
                 continue
             optimizer_state = resumed["optimizer"] if resumed and number == first_phase else None
-            run = _PhaseRun(fabric, model, phase, number, sampler, photos, (store, crops), augmentation, seed)
+            run = _PhaseRun(share, model, phase, number, sampler, photos, (store, crops), augmentation, seed)
             run.go(first_step if number == first_phase else 0, optimizer_state, rows, keeper)
-            if validate is not None:
+            if validate is not None and share.fabric.is_global_zero:
                 model.eval()
                 rows[-1]["val_top1"] = validate(model)
                 log.info("%s: top-1 on val %.3f", phase.name, rows[-1]["val_top1"])
+            share.end_phase()
     model.eval()
     return pl.DataFrame(rows, schema_overrides={"val_top1": pl.Float32})
 
@@ -261,7 +267,7 @@ class _PhaseRun:
 
     def __init__(
         self,
-        fabric: lightning_fabric.Fabric,
+        share: Share,
         model: Classifier,
         phase: Phase,
         number: int,
@@ -271,14 +277,14 @@ class _PhaseRun:
         augmentation: Augmentation,
         seed: int,
     ) -> None:
-        self.fabric, self.model, self.phase, self.number = fabric, model, phase, number
+        self.share, self.model, self.phase, self.number = share, model, phase, number
         self.sampler, self.photos = sampler, photos
         self.store, self.crops = stores
         self.augmentation, self.seed = augmentation, seed
 
     def go(self, first: int, optimizer_state: dict | None, rows: list[dict], keeper: Checkpoint) -> None:
         """Run from step ``first`` to the end, appending to ``rows``."""
-        phase, fabric = self.phase, self.fabric
+        phase, fabric = self.phase, self.share.fabric
         wrapped, optimizer = fabric.setup(self.model, prepare(self.model, phase))
         if optimizer_state is not None:
             # Only now are the weights on their device, which the state follows.
@@ -299,20 +305,22 @@ class _PhaseRun:
                 keeper.save(fabric, lambda s=step: self._state(s + 1, optimizer, rows))  # type: ignore[misc]
 
     def _rows(self, step: int) -> np.ndarray:
-        """This device's share of the step's batch: indices of photos."""
-        batch = self.sampler.positions(step * self.phase.batch_size, self.phase.batch_size)
-        return batch[self.fabric.global_rank :: self.fabric.world_size]
+        """The step's batch, of all devices together: indices of photos."""
+        return self.sampler.positions(step * self.phase.batch_size, self.phase.batch_size)
 
     def _step(
-        self, step: int, chosen: np.ndarray, upcoming: np.ndarray, wrapped: nn.Module, optimizer: torch.optim.Optimizer
+        self, step: int, whole: np.ndarray, upcoming: np.ndarray, wrapped: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[float, float]:
-        phase = self.phase
-        # Dropout and stochastic depth draw from the global generator, views from one of their own.
-        draws = np.random.SeedSequence([self.seed, self.number, step, self.fabric.global_rank]).generate_state(2)
-        torch.manual_seed(int(draws[0]))
-        generator = torch.Generator().manual_seed(int(draws[1]))
-        views = self._views(self.store, chosen, upcoming, generator)
-        beside = self._beside(chosen, upcoming, generator)
+        phase, share = self.phase, self.share
+        chosen = whole[share.place]
+        # Dropout and stochastic depth draw from the global generator, in each process for its own photos; views from
+        # one of their own, for the whole batch.
+        key = [self.seed, self.number, step]
+        torch.manual_seed(int(np.random.SeedSequence([*key, share.fabric.global_rank]).generate_state(2)[0]))
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([*key, 0]).generate_state(2)[1]))
+        views = self._views(self.store, whole, upcoming, generator)
+        beside = self._beside(whole, upcoming, generator)
+        # A photo's partner is one of the same process; shares and patches are the same in all.
         mixture = draw_mixture(len(views), self.augmentation, generator)
         if mixture is not None:
             views = mixture.images(views)
@@ -321,39 +329,43 @@ class _PhaseRun:
         rate = learning_rate_at(phase, step)
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate * group["scale"] * rate
-        loss, embedding = batch_loss(wrapped, views, self.photos, chosen, phase, beside, mixture)
+        with share.batch_statistics(self.model):
+            loss, embedding = batch_loss(wrapped, views, self.photos, chosen, phase, beside, mixture, share.total)
         optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
-        norm = self.fabric.clip_gradients(wrapped, optimizer, max_norm=phase.clip, error_if_nonfinite=False)
+        share.backward(loss)
+        norm = share.fabric.clip_gradients(wrapped, optimizer, max_norm=phase.clip, error_if_nonfinite=False)
         assert norm is not None  # None stands for clipping by value
-        values = float(loss.detach()), float(norm)
+        values = float(share.total(loss.detach())), float(norm)
         if not all(map(math.isfinite, values)):
-            names = ", ".join(self.photos.image_ids[row] for row in chosen[:8])
+            names = ", ".join(self.photos.image_ids[row] for row in whole[:8])
             raise TrainingError(
                 f"{phase.name}, step {step}: loss {values[0]}, gradient norm {values[1]}; photos {names}, …. "
                 f"Lower learning_rate ({phase.learning_rate}) or use precision 32-true, and look at these photos"
             )
         optimizer.step()
         if self.model.blend is not None:
-            target = torch.from_numpy(self.photos.target[chosen]).to(embedding.device)
-            self.model.blend.update(embedding.detach(), target)
+            target = torch.from_numpy(self.photos.target[whole]).to(embedding.device)
+            self.model.blend.update(share.whole(embedding, len(whole)), target)
         return values
 
-    def _views(self, store: PhotoStore, chosen: np.ndarray, upcoming: np.ndarray, generator: torch.Generator) -> Tensor:
-        """A random view of each photo, or of its key region; the next step's are decoded meanwhile."""
-        batch, sizes = (part.to(self.fabric.device) for part in collate(store.get(chosen)))
-        store.prefetch(upcoming)
-        side = self.model.architecture.image_size
-        return normalise(random_views(batch, sizes, side, self.augmentation, generator), self.model.normalisation)
+    def _views(self, store: PhotoStore, whole: np.ndarray, upcoming: np.ndarray, generator: torch.Generator) -> Tensor:
+        """A random view of each photo of this process, or of its key region; the next step's are decoded meanwhile."""
+        place, side = self.share.place, self.model.architecture.image_size
+        batch, sizes = (part.to(self.share.fabric.device) for part in collate(store.get(whole[place])))
+        store.prefetch(upcoming[place])
+        views = random_views(batch, sizes, side, self.augmentation, generator, place, len(whole))
+        return normalise(views, self.model.normalisation)
 
-    def _beside(self, chosen: np.ndarray, upcoming: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
+    def _beside(self, whole: np.ndarray, upcoming: np.ndarray, generator: torch.Generator) -> dict[str, Tensor]:
         """What the model takes beside the photos: views of their key regions, drawn on their own, and metadata."""
         beside = {}
         if self.crops is not None:
-            beside["crops"] = self._views(self.crops, chosen, upcoming, generator)
+            beside["crops"] = self._views(self.crops, whole, upcoming, generator)
         if len(self.photos.context.metadata):
-            encoded = torch.from_numpy(self.photos.context.metadata[chosen]).to(self.fabric.device)
-            beside["metadata"] = withhold(encoded, self.model.architecture.metadata.dropout, generator)
+            # Drawn for the whole batch, as the views are.
+            encoded = torch.from_numpy(self.photos.context.metadata[whole])
+            encoded = withhold(encoded, self.model.architecture.metadata.dropout, generator)[self.share.place]
+            beside["metadata"] = encoded.to(self.share.fabric.device)
         return beside
 
     def _history(self, step: int, loss: float, norm: float) -> dict:

@@ -87,7 +87,15 @@ def _mirror(position: Tensor, length: Tensor) -> Tensor:
     return torch.minimum(folded.clamp(min=0.5), length - 0.5)
 
 
-def random_views(batch: Tensor, sizes: Tensor, side: int, how: Augmentation, generator: torch.Generator) -> Tensor:
+def random_views(
+    batch: Tensor,
+    sizes: Tensor,
+    side: int,
+    how: Augmentation,
+    generator: torch.Generator,
+    part: slice = slice(None),
+    whole: int | None = None,
+) -> Tensor:
     """One random view of each photo: crop, rotation, mirror, colour and erasing.
 
     Args:
@@ -96,14 +104,16 @@ def random_views(batch: Tensor, sizes: Tensor, side: int, how: Augmentation, gen
         side: side of the views, pixels.
         how: strength of each change.
         generator: source of all draws; on the CPU, so that every device sees the same views.
+        part: which photos of a larger batch these are; a photo's view is the same however the batch is divided.
+        whole: photos of the larger batch.
 
     Returns:
         (B, 3, side, side) float32 in [0, 1].
     """
-    count = len(batch)
+    count = len(batch) if whole is None else whole
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        drawn = torch.rand(count, *shape, generator=generator) * (high - low) + low
+        drawn = torch.rand(count, *shape, generator=generator)[part] * (high - low) + low
         return drawn.to(batch.device)
 
     area = sizes.prod(dim=1) * uniform(how.min_scale, 1.0)

@@ -16,7 +16,7 @@ rule extract_features:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=min(1, config["resources"]["gpus"])),
+        **job_resources(gpu=min(1, config["resources"]["gpus"]), whole=False),
     params:
         model=feature_params,
         precision=config["compute"]["precision"],

@@ -125,13 +125,32 @@ def boxes_of_features(wildcards):
     return [] if int(wildcards.round) == 0 else boxes_of(wildcards)
 
 
-def job_resources(**own):
-    """Memory and time of a heavy job; both grow with each attempt."""
+def job_resources(gpu=0, whole=True):
+    """Memory, time and GPUs of a job; memory and time grow with each attempt.
+
+    They also grow with the photos, if the job reads ``whole`` tables and not a shard. How many there will be is not
+    known before they are read, but a shard is meant to hold about ten thousand.
+    """
+    limits, shards = config["resources"], len(SHARDS) if whole else 0
+    memory = limits["mem_mb"] + shards * limits["mem_mb_per_shard"]
+    minutes = limits["runtime"] + shards * limits["runtime_per_shard"]
     return {
-        "mem_mb": lambda wildcards, attempt: config["resources"]["mem_mb"] * attempt,
-        "runtime": lambda wildcards, attempt: config["resources"]["runtime"] * attempt,
-        **own,
+        "mem_mb": lambda wildcards, attempt: memory * attempt,
+        "runtime": lambda wildcards, attempt: minutes * attempt,
+        **({"gpu": gpu} if gpu else {}),
     }
+
+
+def training_resources():
+    """Resources of a job that trains: all GPUs, of one node or of several."""
+    gpus, nodes = config["resources"]["gpus"], config["resources"]["nodes"]
+    often = {"checkpoint_seconds": config["resources"]["checkpoint_seconds"]}
+    if nodes == 1:
+        return {**job_resources(gpu=gpus), **often}
+    # With ``mpi``, the executor starts the job's script once, on the first node, and leaves the others to it. ``gpu``
+    # would count those of all nodes together and let SLURM divide them as it likes.
+    several = {"nodes": nodes, "tasks": nodes, "mpi": "srun"}
+    return {**job_resources(), **often, **several, **({"gres": f"gpu:{gpus}"} if gpus else {})}
 
 
 def derived_seed(*names):

@@ -14,6 +14,8 @@ if config["data"]["format"] == "demo":
         conda:
             "../../envs/core.yaml"
         threads: config["resources"]["threads"]
+        resources:
+            **job_resources(),
         params:
             **named(section("demo"), seed=config["seed"]),
             code=fingerprint("generate_demo"),
@@ -38,6 +40,8 @@ rule ingest_photos:
     conda:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
+    resources:
+        **job_resources(),
     params:
         **({"seed": config["seed"]} if OPENSET else {}),
         data=section("data", "truth"),
@@ -57,6 +61,9 @@ rule shard_manifest:
         "results/benchmarks/shard_manifest.tsv"
     conda:
         "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        **job_resources(),
     params:
         code=fingerprint("shard_manifest"),
     script:

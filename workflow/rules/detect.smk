@@ -31,7 +31,7 @@ rule train_detector:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=config["resources"]["gpus"]),
+        **job_resources(gpu=min(1, config["resources"]["gpus"])),
     params:
         **named(section("detection", "method", "min_score", "detector"), seed=derived_seed("detector")),
         precision=config["compute"]["precision"],
@@ -54,7 +54,7 @@ rule detect_photos:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=min(1, config["resources"]["gpus"])),
+        **job_resources(gpu=min(1, config["resources"]["gpus"]), whole=False),
     params:
         **named(finder_params()),
         precision=config["compute"]["precision"],

@@ -16,7 +16,7 @@ rule predict_photos:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=min(1, config["resources"]["gpus"])),
+        **job_resources(gpu=min(1, config["resources"]["gpus"]), whole=False),
     params:
         views=section("predict", "top_k"),
         top_k=config["predict"]["top_k"],
@@ -40,6 +40,8 @@ rule probe_features:
     conda:
         "../../envs/core.yaml"
     threads: config["resources"]["threads"]
+    resources:
+        **job_resources(),
     params:
         seed=config["seed"],
         top_k=config["predict"]["top_k"],
@@ -83,6 +85,7 @@ rule fit_ensemble:
         "results/benchmarks/fit_ensemble.tsv"
     conda:
         "../../envs/core.yaml"
+    threads: 1
     resources:
         **job_resources(),
     params:
@@ -108,6 +111,9 @@ rule write_submission:
         "results/benchmarks/write_submission.tsv"
     conda:
         "../../envs/core.yaml"
+    threads: 1
+    resources:
+        **job_resources(),
     params:
         **named(section("submission")),
         code=fingerprint("write_submission"),
@@ -162,6 +168,9 @@ rule evaluate_stages:
         "results/benchmarks/evaluate_stages.tsv"
     conda:
         "../../envs/core.yaml"
+    threads: 1
+    resources:
+        **job_resources(),
     params:
         **named(section("evaluate"), seed=config["seed"]),
         code=fingerprint("evaluate_stages"),
@@ -193,6 +202,9 @@ rule render_report:
         "results/benchmarks/render_report.tsv"
     conda:
         "../../envs/report.yaml"
+    threads: 1
+    resources:
+        **job_resources(),
     params:
         title=config["title"],
         config=config,

@@ -20,7 +20,7 @@ rule train_guide:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=config["resources"]["gpus"]),
+        **training_resources(),
     params:
         **training_params("guide"),
         code=fingerprint("train_guide"),
@@ -43,7 +43,7 @@ rule score_photos:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=min(1, config["resources"]["gpus"])),
+        **job_resources(gpu=min(1, config["resources"]["gpus"]), whole=False),
     params:
         top_k=config["predict"]["top_k"],
         precision=config["compute"]["precision"],

@@ -14,9 +14,8 @@ import polars as pl
 from fieldmark.artifacts import read_table
 from fieldmark.context import ContextTables
 from fieldmark.fitting import Plan, Task, fit
-from fieldmark.inference import ViewPlan, infer
-from fieldmark.models import Classifier
 from fieldmark.photosets import coarse_taxon_codes, photo_set
+from fieldmark.validation import Validation
 
 
 def classification_task(manifest: pl.DataFrame, classes: pl.DataFrame, pseudo: pl.DataFrame | None) -> Task:
@@ -64,15 +63,13 @@ def finetune_classifier(
         photos, known, None if pseudo_labels is None else read_table("pseudo_labels", pseudo_labels)
     )
     val = photos.filter(pl.col("split") == "val")
-    truth = val["class_id"].to_numpy()
     tables = ContextTables(photos, boxes)
-
-    def top1_on_val(classifier: Classifier) -> float:
-        context = tables.of(val["image_id"].to_list(), classifier.architecture)
-        _, probabilities = infer(classifier, val["path"].to_list(), ViewPlan(), plan.hardware, context=context)
-        return float((probabilities.argmax(axis=1) == truth).mean())
-
-    fit(task, source, plan, weights, history, top1_on_val if len(val) else None, tables)
+    validation = None
+    if len(val):
+        validation = Validation(
+            val["image_id"].to_list(), val["path"].to_list(), val["class_id"].to_numpy(), plan.hardware, tables
+        )
+    fit(task, source, plan, weights, history, validation, tables)
 
 
 if "snakemake" in globals():

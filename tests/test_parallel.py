@@ -1,0 +1,174 @@
+"""Several processes train as one would: the same losses and weights within rounding, and no error goes unseen."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from fieldmark.artifacts import read_table
+from fieldmark.fitting import Plan, StageSettings, Task, fit
+from fieldmark.hardware import Hardware
+from fieldmark.models import Classifier, ModelSettings, load_classifier
+from fieldmark.processes import ROOT, ProcessError, run_on_all_devices
+from fieldmark.training import PhotoSet
+from fieldmark.views import Augmentation
+
+ONE, TWO = Hardware(checkpoint_seconds=0.0), Hardware(checkpoint_seconds=0.0, devices=2)
+# Batch norm with statistics of the batch, a batch that two processes cannot halve, all losses, then the head alone.
+# A small rate, as training at large ones is chaotic: it makes much of the last digit.
+COMMON = {"learning_rate": 1e-4, "balanced": False, "shares": {}}
+PHASES = [
+    {"name": "all", "steps": 4, "batch_size": 7, "frozen_norms": False, "marginal_weight": 0.5, **COMMON},
+    {"name": "head", "steps": 2, "batch_size": 4, "frozen_backbone": True, **COMMON},
+]
+
+
+@pytest.fixture(scope="session")
+def task(toy: PhotoSet) -> Task:
+    """The toy photos with uneven weights, some without a target but of a known taxon."""
+    photos = dataclasses.replace(
+        toy,
+        target=np.where(np.arange(12) % 4 == 3, -1, toy.target),
+        weight=np.linspace(0.1, 1.0, 12).astype(np.float32),
+        taxon=np.arange(12) % 2,
+        taxon_of_class=np.array([0, 1, 1]),
+    )
+    return Task(photos, {"clusters": np.arange(12)}, classes=3, counts=np.array([1, 2, 3]))
+
+
+def plan_on(hardware: Hardware) -> Plan:
+    return Plan(
+        model=ModelSettings("test_resnet", "none", 32, embedding=8),
+        stage=StageSettings(PHASES, prototype_strength=2.0),
+        augmentation=Augmentation(),
+        hardware=hardware,
+        seed=3,
+        code="abc",
+    )
+
+
+class Validated:
+    """A validation that fails until a file is there; otherwise a number that tells one model from another."""
+
+    def __init__(self, ready: Path) -> None:
+        self.ready = ready
+
+    def __call__(self, classifier: Classifier) -> float:
+        if not self.ready.exists():
+            raise ValueError("not now")
+        return float(classifier.head.weight.sum().sigmoid())
+
+
+def trained(task: Task, hardware: Hardware, folder: Path) -> tuple[Classifier, pl.DataFrame]:
+    """Train in ``folder``, resuming what lies there."""
+    weights, history = folder / "stage/model.safetensors", folder / "stage/history.parquet"
+    fit(task, "none", plan_on(hardware), weights, history, Validated(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["stage"]
+    return load_classifier(weights), read_table("history", history)
+
+
+def assert_same(found: tuple[Classifier, pl.DataFrame], expected: tuple[Classifier, pl.DataFrame]) -> None:
+    """Within rounding: a step of Adam moves a weight by about the learning rate, whatever the size of its gradient."""
+    for column in ("loss", "gradient_norm", "val_top1"):
+        values = (history[column].to_numpy() for history in (found[1], expected[1]))
+        np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4, err_msg=column)
+    others = [key for key in found[1].columns if key not in ("loss", "gradient_norm", "val_top1")]
+    assert found[1].select(others).equals(expected[1].select(others))
+    for (name, value), wanted in zip(found[0].state_dict().items(), expected[0].state_dict().values(), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.fixture(scope="session")
+def alone(task: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, pl.DataFrame]:
+    return trained(task, ONE, tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="session")
+def together(task: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, pl.DataFrame]:
+    return trained(task, TWO, tmp_path_factory.mktemp("two"))
+
+
+def test_two_processes_train_as_one_does(
+    alone: tuple[Classifier, pl.DataFrame], together: tuple[Classifier, pl.DataFrame]
+) -> None:
+    assert_same(together, alone)
+    blend = together[0].blend
+    assert blend is not None and blend.prototypes.any(dim=1).all()
+
+
+@pytest.mark.parametrize("hardware", [ONE, TWO], ids=["one", "two"])
+def test_a_run_of_two_processes_is_resumed_by_any_number(
+    task: Task,
+    together: tuple[Classifier, pl.DataFrame],
+    tmp_path: Path,
+    hardware: Hardware,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weights, history = tmp_path / "stage/model.safetensors", tmp_path / "stage/history.parquet"
+    with pytest.raises(ProcessError, match="process 0 of 2: ValueError: not now"):
+        fit(task, "none", plan_on(TWO), weights, history, Validated(tmp_path / "missing"))
+    assert (tmp_path / ".stage.checkpoint.pt").is_file() and not weights.exists()
+    caplog.set_level("INFO")
+    found = trained(task, hardware, tmp_path)
+    assert "resuming all at step 3" in capfd.readouterr().err + caplog.text
+    assert_same(found, together)
+    if hardware is TWO:
+        assert found[1].equals(together[1])
+
+
+def fail(how: str) -> None:
+    """What a process does that fails while the other one waits."""
+    if os.environ["RANK"] == "1":
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("no such photo")
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raised", "process 1 of 2: ValueError: no such photo"),
+        ("killed", "process 1 of 2 was killed by SIGKILL; for want of memory"),
+    ],
+)
+def test_an_error_in_one_process_ends_all_and_names_it(tmp_path: Path, how: str, said: str) -> None:
+    with pytest.raises(ProcessError, match=said):
+        run_on_all_devices(partial(fail, how), TWO, tmp_path / "processes")
+
+
+def wait_for_ever(folder: Path) -> None:
+    """Tell that this process runs, and stay."""
+    (folder / os.environ["RANK"]).write_text(str(os.getpid()), encoding="utf-8")
+    time.sleep(600)
+
+
+def test_the_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    program = (
+        "from functools import partial; from pathlib import Path; from fieldmark.hardware import Hardware;"
+        "from fieldmark.processes import run_on_all_devices; from tests.test_parallel import wait_for_ever;"
+        f"folder = Path({str(tmp_path)!r});"
+        "run_on_all_devices(partial(wait_for_ever, folder), Hardware(devices=2), folder / 'processes')"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    files = [tmp_path / "0", tmp_path / "1"]
+    while not all(file.exists() and file.read_text() for file in files):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    for file in files:
+        # Ended, and reaped or waiting to be: a process that sleeps on would keep its command line.
+        command = Path(f"/proc/{file.read_text()}/cmdline")
+        while command.exists() and command.read_bytes():
+            time.sleep(0.05)
