@@ -1,10 +1,12 @@
 """fieldmark: a few labeled photos and many unlabeled ones into a fine-grained image classifier."""
 
 import hashlib
+import os
 import re
 import sys
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -36,3 +38,12 @@ rule all:
         "results/submission.csv",
         "results/report.html",
     localrule: True
+
+
+onstart:
+    # Found out job by job, this would show as a traceback of Snakemake's.
+    if not os.access("results" if Path("results").is_dir() else ".", os.W_OK):
+        raise WorkflowError(
+            "results/ cannot be written: its file system is read-only, or its permissions forbid it. Mount it for "
+            "writing, or run in a copy of the project that you may write to. Nothing has been changed"
+        )

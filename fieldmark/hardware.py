@@ -39,4 +39,5 @@ class Hardware:
             precision=job.params.precision,
             cache_mb=job.resources.mem_mb // 2,
             decode_threads=job.threads,
+            checkpoint_seconds=job.resources.get("checkpoint_seconds", cls.checkpoint_seconds),
         )

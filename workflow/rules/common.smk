@@ -100,6 +100,11 @@ def job_resources(**own):
     }
 
 
+def training_resources():
+    """The same for a training job, and how often it saves its state: no param, since the result is the same."""
+    return job_resources(gpu=config["resources"]["gpus"], checkpoint_seconds=config["resources"]["checkpoint_seconds"])
+
+
 def derived_seed(*names):
     """A seed of its own for each job, from the one in the config and the job's name."""
     digest = hashlib.sha256(" ".join([str(config["seed"]), *names]).encode()).digest()

@@ -19,7 +19,7 @@ rule train_guide:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=config["resources"]["gpus"]),
+        **training_resources(),
     params:
         **training_params("guide"),
         code=fingerprint("train_guide"),

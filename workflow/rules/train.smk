@@ -18,7 +18,7 @@ rule pretrain_backbone:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=config["resources"]["gpus"]),
+        **training_resources(),
     params:
         **training_params("pretrain"),
         code=fingerprint("pretrain_backbone"),
@@ -42,7 +42,7 @@ rule refine_backbone:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=config["resources"]["gpus"]),
+        **training_resources(),
     params:
         **training_params("refine"),
         code=fingerprint("refine_backbone"),
@@ -67,7 +67,7 @@ rule finetune_classifier:
         "../../envs/torch.yaml"
     threads: config["resources"]["threads"]
     resources:
-        **job_resources(gpu=config["resources"]["gpus"]),
+        **training_resources(),
     params:
         **training_params(),
         code=fingerprint("finetune_classifier"),
