@@ -1,5 +1,6 @@
 """Start the workflow, see which jobs run, strike it at a chosen moment, and compare what two runs have left."""
 
+import contextlib
 import os
 import queue
 import re
@@ -8,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+import psutil
 
 from tests.project import Project
 
@@ -72,13 +75,13 @@ class Invocation:
 
     def kill_job(self, rule: str) -> bool:
         """Kill the process of one job of a rule, if there is one; Snakemake lives on."""
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,pgid=,args="], capture_output=True, text=True, check=True)
-        for line in listed.stdout.splitlines():
-            number, group, command = line.split(maxsplit=2)
-            # A script's temporary copy is named after it.
-            if int(group) == self.process.pid and "python" in command and command.endswith(f".{rule}.py"):
-                os.kill(int(number), signal.SIGKILL)
-                return True
+        with contextlib.suppress(psutil.NoSuchProcess):  # they come and go while one looks
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                # A script's temporary copy is named after it.
+                command = process.cmdline()
+                if "python" in process.name() and command and command[-1].endswith(f".{rule}.py"):
+                    process.kill()
+                    return True
         return False
 
     def stop(self, sent: signal.Signals = signal.SIGKILL) -> str:
@@ -106,7 +109,7 @@ def files_of(project: Project) -> dict[str, bytes]:
     }
 
 
-def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> dict[str, int]:
+def differences(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> dict[str, int]:
     """Files that differ, are missing or too many, and the number of their bytes that differ."""
     result = {}
     for name in sorted(found.keys() | expected.keys()):
