@@ -126,6 +126,8 @@ def next_victim(
 ) -> str | None:
     """Follow a run until a random moment in the life of a job, or to its end if none is chosen; the job's rule."""
     for rule in run.follow():
+        if rule not in lives:
+            continue  # the target that runs nothing
         few = tally.hit[rule] < AT_LEAST
         if not few and (tally.kills >= kills or draws.random() > KILL_SHARE):
             continue
