@@ -7,6 +7,7 @@ UV_VERSION := 0.13.9
 LOCK := requirements.lock
 # Cores for the workflow, e.g. `make demo CORES=4`.
 CORES ?= all
+KILLS ?= 100
 # The interpreter that makes the environment: the first that is new enough and not newer than the locked wheels.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
@@ -23,7 +24,7 @@ export XDG_CACHE_HOME ?= $(CURDIR)/.cache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-gpu test-slurm test-conda lint format lock clean
+.PHONY: help env demo test kill-test test-gpu test-slurm test-conda lint format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -44,6 +45,9 @@ test-slurm: env ## Install SLURM on this machine (Debian, as root) and run the t
 
 test-conda: env ## Run a chain of stages in conda environments; needs conda on the PATH
 	$(BIN)/python -m pytest -m conda -rs tests/test_conda.py $(PYTEST_ARGS)
+
+kill-test: env ## Kill the tiny workflow KILLS times (100) and compare all files with an undisturbed run; half an hour
+	$(BIN)/python -m tests.kill_run --kills $(KILLS) --seed 1
 
 lint: env ## Check style, formatting, rules and types
 	$(BIN)/ruff check .

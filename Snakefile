@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -40,3 +41,12 @@ rule all:
         "results/report.html",
         "results/model/ensemble.safetensors",
     localrule: True
+
+
+onstart:
+    # Found out job by job, this would show as a traceback of Snakemake's.
+    if not os.access("results" if Path("results").is_dir() else ".", os.W_OK):
+        raise WorkflowError(
+            "results/ cannot be written: its file system is read-only, or its permissions forbid it. Mount it for "
+            "writing, or run in a copy of the project that you may write to. Nothing has been changed"
+        )

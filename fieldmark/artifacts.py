@@ -4,7 +4,9 @@ A table is declared once, in :data:`SCHEMAS`, and checked each time it is read o
 their final name only when they are complete, so a stage that is killed never leaves a half-written artifact.
 """
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -193,15 +195,19 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path beside ``target``, then rename it to ``target``.
 
+    A process that is killed outright leaves its temporary file; the next try of the job deletes it
+    (:func:`fieldmark.stage.remove_leftovers`).
+
     Raises:
         OSError: if the folder cannot be written or the disk is full; nothing is left behind.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         # mkstemp makes private files; artifacts get the permissions that open() would have given.
         umask = os.umask(0)
@@ -210,8 +216,21 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
+    except Exception as error:
+        if not _disk_is_full(error, target.parent):
+            raise
+        message = "the disk is full; free some space and run the workflow again. Not written"
+        raise OSError(errno.ENOSPC, message, str(target)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _disk_is_full(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of space: few libraries pass the system's error number on, torch not even why."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return os.strerror(errno.ENOSPC) in str(error) or (folder.is_dir() and shutil.disk_usage(folder).free == 0)
 
 
 def _matches(found: pa.DataType, declared: pa.DataType) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from fieldmark.artifacts import write_atomically
 from fieldmark.pretrained import UNREADABLE
-from fieldmark.stage import log
+from fieldmark.stage import log, remove_leftovers
 
 
 class Checkpoint:
@@ -22,6 +22,7 @@ class Checkpoint:
 
     def load(self) -> dict | None:
         """The saved state, or None if there is none, or it is damaged or of another run (the log says which)."""
+        remove_leftovers(self.path)
         if not self.path.is_file():
             return None
         try:

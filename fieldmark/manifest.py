@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import imagehash
 import numpy as np
@@ -14,13 +14,13 @@ import polars as pl
 
 from fieldmark.artifacts import read_table
 from fieldmark.images import PhotoError, decode_resized, read_bytes
+from fieldmark.leaks import Leaks, find_leaks
 from fieldmark.readers.candidates import check_labeled
 from fieldmark.readers.listing import DataError
 from fieldmark.stage import Progress
 
 logger = logging.getLogger(__name__)
 
-Leaks = Literal["report", "drop"]
 _HASH_SIDE = 64  # twice the side that the perceptual hash shrinks photos to
 _BLOCK = 4096  # photos given to the threads at once: a future for each of millions would fill the memory
 _NO_BOX = pl.lit(None, dtype=pl.Float64)
@@ -71,6 +71,7 @@ def build_manifest(
     root: Path,
     max_rejected_share: float,
     leaks: Leaks,
+    near_bits: int,
     workers: int,
 ) -> Manifest:
     """Open every candidate and keep those that can be used.
@@ -81,9 +82,9 @@ def build_manifest(
         refused: columns path and reason, of files that the reader refused; they count as rejected.
         root: the data folder.
         max_rejected_share: above this share of unusable photos the data set as a whole is taken for broken.
-        leaks: what to do with labeled and unlabeled photos whose bytes are also in val or test: ``report`` logs
-            their number, ``drop`` rejects them. Near duplicates (equal perceptual hashes, other bytes) are only
-            reported, since plain photos share hashes by chance.
+        leaks: what to do with labeled and unlabeled photos that are also in val or test: ``report`` logs them,
+            ``drop`` also rejects those of the same bytes, ``drop_near`` the near duplicates too.
+        near_bits: see :func:`fieldmark.leaks.find_leaks`.
         workers: decoding threads.
 
     Raises:
@@ -93,8 +94,8 @@ def build_manifest(
     rejected = pl.concat([refused, broken])
     _check_share(rejected, candidates.height + refused.height, max_rejected_share)
     photos = _fit_boxes(checked)
-    leaked = _find_leaks(photos)
-    if leaks == "drop" and not leaked.is_empty():
+    leaked = find_leaks(photos, near_bits).filter(leaks == "drop_near" or pl.col("exact"))
+    if leaks != "report" and not leaked.is_empty():
         photos = photos.join(leaked, on="image_id", how="anti")
         rejected = pl.concat([rejected, leaked.select("path", "reason")])
     check_labeled(photos, classes, str(root))
@@ -156,22 +157,6 @@ def _fit_boxes(photos: pl.DataFrame) -> pl.DataFrame:
     if lost:
         logger.warning("%d boxes lie outside their photo and are not used", lost)
     return fitted
-
-
-def _find_leaks(photos: pl.DataFrame) -> pl.DataFrame:
-    """Training photos that are also in val or test, byte for byte: columns image_id, path and reason."""
-    training = photos.filter(pl.col("split").is_in(["labeled", "unlabeled"]))
-    held_out = photos.filter(pl.col("split").is_in(["val", "test"])).sort("image_id")
-    twins = held_out.group_by("sha256", maintain_order=True).first().select("sha256", twin="path", twin_split="split")
-    exact = training.join(twins, on="sha256").sort("image_id")
-    near = training.join(held_out, on="phash", how="semi").join(exact, on="image_id", how="anti").sort("image_id")
-    for name, found in (("the same bytes as", exact), ("the same perceptual hash as", near)):
-        if not found.is_empty():
-            examples = ", ".join(found["path"].head(5))
-            logger.warning("%d training photos have %s one in val or test: %s", found.height, name, examples)
-    return exact.select(
-        "image_id", "path", pl.format("the same bytes as {} in {}", "twin", "twin_split").alias("reason")
-    )
 
 
 def read_manifest(path: str | Path) -> pl.DataFrame:

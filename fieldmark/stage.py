@@ -40,6 +40,27 @@ def start(snakemake: Any) -> None:
 
     sys.excepthook = report
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for output in snakemake.output:
+        remove_leftovers(Path(output))
+
+
+def remove_leftovers(target: Path) -> None:
+    """Delete the temporary files that a killed process left beside the file it was writing.
+
+    Only for a job's own files and before it writes: no other process may be at work on the same target, which
+    Snakemake's lock sees to.
+
+    Args:
+        target: the file as :func:`fieldmark.artifacts.write_atomically` got it.
+    """
+    if not target.parent.is_dir():
+        return
+    for entry in os.scandir(target.parent):
+        # Between the target's name and its suffix stand the eight letters that make the name unique.
+        middle = entry.name.removeprefix(f".{target.name}.").removesuffix(target.suffix)
+        if entry.name == f".{target.name}.{middle}{target.suffix}" and len(middle) == 8 and entry.is_file():
+            log.info("deleting %s, left by a process that was killed", entry.path)
+            Path(entry.path).unlink()
 
 
 class Progress:

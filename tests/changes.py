@@ -168,6 +168,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
         - only("train_detector", "probe_metadata"),
     ),
     ("`data.coarse_taxa`", configure(data__coarse_taxa=[]), ALL - only("generate_demo")),
+    ("`data.near_duplicate_bits`", configure(data__near_duplicate_bits=2), ALL - only("generate_demo")),
     ("`data.truth`", configure(data__truth=None), only("evaluate_stages", "render_report")),
     ("`demo.unlabeled`", configure(demo__unlabeled=61), ALL),
     (
@@ -221,7 +222,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("`evaluate`", configure(evaluate__resamples=200), only("evaluate_stages", "render_report")),
     ("`submission`", configure(submission__top_k=3), only("write_submission", "render_report")),
     ("`compute.precision`", configure(compute__precision="bf16-mixed"), AFTER_SHARDS),
-    ("`resources`", configure(resources__mem_mb=2000), only("render_report")),
+    ("`resources`", configure(resources__mem_mb=2000, resources__checkpoint_seconds=5), only("render_report")),
     ("the truth table", permute_truth, only("evaluate_stages", "render_report")),
     ("new time of an annotation file", touch_annotations, set()),
     ("the label of a photo", relabel, ALL - only("generate_demo")),

@@ -1,4 +1,4 @@
-"""Fixtures that several tests share: a few tiny photos on disk and a tiny classifier.
+"""Fixtures that several tests share: a few tiny photos on disk, a tiny classifier, a finished run of the workflow.
 
 torch is imported inside the fixtures, so that tests without it start at once.
 """
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.project import Project, fresh_project
 
 if TYPE_CHECKING:
     from fieldmark.models import Classifier
@@ -57,6 +59,21 @@ def make_model() -> Callable[..., "Classifier"]:
         return build_classifier(architecture, "none", seed=seed, dropout=dropout, drop_path=drop_path)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after a tiny run; everything up to the submission was made while there was no truth to read."""
+    project = fresh_project(tmp_path_factory.mktemp("finished"))
+    truth = project.folder / "results/demo/truth.csv"
+    project.make("results/demo/truth.csv")
+    content = truth.read_bytes()
+    truth.unlink()
+    project.make("results/submission.csv")
+    assert not truth.exists()
+    truth.write_bytes(content)
+    project.make()
+    return project
 
 
 @pytest.fixture

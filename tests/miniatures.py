@@ -1,7 +1,9 @@
-"""Miniatures of the Semi-iNat 2021 and iNat 2021 folders: their layouts and annotations, with a few drawn photos."""
+"""Miniatures: the Semi-iNat and iNat 2021 folders with a few drawn photos, COCO documents, a decompression bomb."""
 
 import csv
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,50 @@ def _phylum(number: int) -> dict[str, str]:
 def _draw(path: Path, draws: np.random.Generator) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draws.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+
+
+def coco(**splits: dict) -> dict[str, dict]:
+    """One COCO document per split: six photos of two classes; keyword arguments replace documents."""
+    categories = [
+        {"id": 7, "name": "b", "family": "F7", "order": "O"},
+        {"id": 3, "name": "a", "family": "F3", "order": "O"},
+    ]
+    place = {"latitude": 0.0, "longitude": 190.5, "location_uncertainty": -1, "date": "2021-06-03 10:00:00+00:00"}
+    documents = {
+        "labeled": {
+            "images": [{"id": 1, "file_name": "x/1.jpg", **place}, {"id": "2", "file_name": "x/2.jpg"}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]},
+                {"id": 2, "image_id": 1, "category_id": 3, "bbox": [5, 6, 30, 40]},
+                {"id": 3, "image_id": "2", "category_id": 7},
+            ],
+            "categories": categories,
+        },
+        "unlabeled": {
+            "images": [{"id": 5, "file_name": "u/5.jpg", "family": "F3", "order": "O"}],
+            "annotations": [{"id": 1, "image_id": 5, "category_id": -1}],
+        },
+        "val": {
+            "images": [{"id": 8, "file_name": "v/8.jpg"}],
+            "annotations": [{"id": 1, "image_id": 8, "category_id": 7}],
+        },
+        "test": {"images": [{"id": 9, "file_name": "t/9.jpg", "latitude": float("nan"), "longitude": 10**400}]},
+    }
+    return {**documents, **splits}
+
+
+def write_coco(root: Path, documents: dict[str, dict]) -> dict[str, str]:
+    """Write the documents, and tell the name of each split's file."""
+    for split, document in documents.items():
+        (root / f"{split}.json").write_text(json.dumps(document))
+    return {split: f"{split}.json" for split in documents}
+
+
+def bomb(path: Path) -> None:
+    """A PNG of a few bytes that claims a billion pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 40_000, 25_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))

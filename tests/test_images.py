@@ -1,6 +1,4 @@
 import os
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +7,7 @@ from PIL import Image
 
 from fieldmark import images
 from fieldmark.images import PhotoError, PhotoStore, load_photo, read_photo
+from tests.miniatures import bomb
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
@@ -105,16 +104,6 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
 def test_damaged_exif_keeps_the_photo(tmp_path: Path) -> None:
     halves().save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
     assert read_photo(tmp_path / "a.jpg").size == (120, 80)
-
-
-def bomb(path: Path) -> None:
-    """A PNG of a few bytes that claims a billion pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 40_000, 25_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
 
 
 def spoil(folder: Path, kind: str) -> Path:

@@ -32,8 +32,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_the_full_size_configuration_plans_supervised_members_alone(fresh: Project, inat: Path) -> None:
     models = yaml.safe_load((ROOT / CONFIG).read_text(encoding="utf-8"))["models"]
     own = {name: model for name, model in models.items() if model is not None}
-    photo_only = ", ".join(f"{name}: {{streams: photo}}" for name in own)
-    jobs = fresh.planned("--config", f"data={{root: {inat}}}", f"models={{{photo_only}}}", config=CONFIG)
+    jobs = fresh.planned("--config", f"data={{root: {inat}}}", config=CONFIG)
     trained = {(job.run, job.model) for job in jobs if job.rule == "finetune_classifier"}
     assert trained == {("baseline", name) for name in own}
     assert len([job for job in jobs if job.rule == "predict_photos"]) == 320 * len(own)
@@ -54,7 +53,6 @@ TINY_MODEL = {
     "weights": "none",
     "image_size": 32,
     "embedding": 8,
-    "streams": "photo",
     "overrides": {},
 }
 
@@ -68,6 +66,7 @@ def test_a_tiny_run_ends_with_five_ids_a_photo(fresh: Project, inat: Path, tmp_p
         "models": {name: TINY_MODEL for name in ("swin_large", "efficientnet_v2_l")}
         | {name: None for name in models if name not in ("swin_large", "efficientnet_v2_l")},
         "recipes": {"layerwise": {"phases": [phase]}, "two_stage": {"phases": [phase, phase]}},
+        "detection": {"backbone": "test_resnet", "weights": "none", "image_size": 32},
         "augmentation": {"mixup": 0.4, "cutmix": 1.0},
         "ensemble": {"population": 6, "evaluations_per_member": 10},
         "evaluate": {"resamples": 100},

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fieldmark.artifacts import read_table
-from fieldmark.manifest import Leaks, Manifest, build_manifest, inspect_photo, read_manifest, shard_of
+from fieldmark.leaks import Leaks
+from fieldmark.manifest import Manifest, build_manifest, inspect_photo, read_manifest, shard_of
 from fieldmark.readers.candidates import to_candidates
 from fieldmark.readers.listing import DataError, Row, make_listing
 
@@ -48,6 +49,7 @@ def ingest(root: Path, share: float = 0.0, leaks: Leaks = "report", **options: o
     out = root.parent / "results"
     paths = {name: str(out / f"{name}.parquet") for name in ("manifest", "classes", "rejected")}
     settings = {"format": "folder", "root": str(root), "coarse_taxa": [], "max_rejected_share": share, "leaks": leaks}
+    settings["near_duplicate_bits"] = 4
     script("ingest_photos").ingest_photos(**{**settings, **options}, **paths, workers=2)
     return tuple(read_table(name, path) for name, path in paths.items())
 
@@ -117,10 +119,10 @@ def test_leaks(root: Path, caplog: pytest.LogCaptureFixture) -> None:
         image.save(root / "unlabeled/near.bmp")  # same pixels, other bytes
     manifest, classes, rejected = ingest(root)
     assert manifest.height == 14 and rejected.is_empty()
-    assert f"2 training photos have the same bytes as one in val or test: {root}/labeled/ant/copy" in caplog.text
-    assert (
-        f"1 training photos have the same perceptual hash as one in val or test: {root}/unlabeled/near" in caplog.text
-    )
+    assert f"2 training photos are the same bytes as one in val or test: {root}/labeled/ant/copy.png is" in caplog.text
+    said = "1 training photos are nearly the same picture as one in val or test"
+    reason = f"a near duplicate (0 of 64 bits of the perceptual hash differ) of {root}/val/ant/5.png in val"
+    assert f"{said}: {root}/unlabeled/near.bmp is {reason}" in caplog.text
     manifest, classes, rejected = ingest(root, leaks="drop")
     assert manifest.height == 12 and "unlabeled/near" in manifest["image_id"]
     assert classes["labeled_count"].to_list() == [2, 2]
@@ -128,6 +130,9 @@ def test_leaks(root: Path, caplog: pytest.LogCaptureFixture) -> None:
         (f"{root}/labeled/ant/copy.png", f"the same bytes as {root}/test/10.png in test"),
         (f"{root}/unlabeled/copy.png", f"the same bytes as {root}/val/bee/6.png in val"),
     ]
+    manifest, _, rejected = ingest(root, leaks="drop_near")
+    assert manifest.height == 11 and rejected.height == 3
+    assert (f"{root}/unlabeled/near.bmp", reason) in rejected.rows()
 
 
 def test_boxes_are_cut_to_the_photo(root: Path) -> None:
@@ -140,7 +145,7 @@ def test_boxes_are_cut_to_the_photo(root: Path) -> None:
     photos.append({"file": "val/ant/5.png", "split": "val", "label": "ant"})
     listing = make_listing(root, photos, [{"name": "ant"}, {"name": "bee"}], [])
     candidates, classes = to_candidates(listing, [])
-    built: Manifest = build_manifest(candidates, classes, listing.refused, root, 0.0, "report", 2)
+    built: Manifest = build_manifest(candidates, classes, listing.refused, root, 0.0, "report", 4, 2)
     found = built.photos.select("box_x", "box_y", "box_w", "box_h").rows()
     assert found == [(0, 10, 15, 20), (None,) * 4, (1, 2, 3, 4), (None,) * 4]
 

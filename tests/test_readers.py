@@ -15,6 +15,7 @@ from fieldmark.readers.files import list_photos, load_json
 from fieldmark.readers.folder import read_folder
 from fieldmark.readers.listing import DataError
 from fieldmark.readers.semi_inat import read_semi_inat
+from tests.miniatures import coco, write_coco
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -102,41 +103,6 @@ def test_ambiguous_unlabeled_name(semi_inat: Path) -> None:
 
 
 # COCO
-
-
-def coco(**splits: dict) -> dict[str, dict]:
-    categories = [
-        {"id": 7, "name": "b", "family": "F7", "order": "O"},
-        {"id": 3, "name": "a", "family": "F3", "order": "O"},
-    ]
-    place = {"latitude": 0.0, "longitude": 190.5, "location_uncertainty": -1, "date": "2021-06-03 10:00:00+00:00"}
-    documents = {
-        "labeled": {
-            "images": [{"id": 1, "file_name": "x/1.jpg", **place}, {"id": "2", "file_name": "x/2.jpg"}],
-            "annotations": [
-                {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]},
-                {"id": 2, "image_id": 1, "category_id": 3, "bbox": [5, 6, 30, 40]},
-                {"id": 3, "image_id": "2", "category_id": 7},
-            ],
-            "categories": categories,
-        },
-        "unlabeled": {
-            "images": [{"id": 5, "file_name": "u/5.jpg", "family": "F3", "order": "O"}],
-            "annotations": [{"id": 1, "image_id": 5, "category_id": -1}],
-        },
-        "val": {
-            "images": [{"id": 8, "file_name": "v/8.jpg"}],
-            "annotations": [{"id": 1, "image_id": 8, "category_id": 7}],
-        },
-        "test": {"images": [{"id": 9, "file_name": "t/9.jpg", "latitude": float("nan"), "longitude": 10**400}]},
-    }
-    return {**documents, **splits}
-
-
-def write_coco(root: Path, documents: dict[str, dict]) -> dict[str, str]:
-    for split, document in documents.items():
-        (root / f"{split}.json").write_text(json.dumps(document))
-    return {split: f"{split}.json" for split in documents}
 
 
 def test_coco(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import sys
 from types import SimpleNamespace
 from fieldmark.stage import log, start
 heavy = {"numpy", "torch", "polars", "pyarrow"} & set(sys.modules)
-start(SimpleNamespace(log=["logs/deep/rule.log"], rule="bake_cake"))
+start(SimpleNamespace(log=["logs/deep/rule.log"], output=["cake/0.parquet"], rule="bake_cake"))
 """
 
 

@@ -13,22 +13,7 @@ import pytest
 
 from fieldmark.artifacts import SCHEMAS, read_table
 from tests.changes import CHANGES, permute_truth
-from tests.project import ALL, ROOT, Job, Project, fresh_project, only
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after a tiny run; everything up to the submission was made while there was no truth to read."""
-    project = fresh_project(tmp_path_factory.mktemp("finished"))
-    truth = project.folder / "results/demo/truth.csv"
-    project.make("results/demo/truth.csv")
-    content = truth.read_bytes()
-    truth.unlink()
-    project.make("results/submission.csv")
-    assert not truth.exists()
-    truth.write_bytes(content)
-    project.make()
-    return project
+from tests.project import ALL, ROOT, Job, Project, only
 
 
 def test_a_run_leaves_submission_report_and_evaluation(finished: Project) -> None:

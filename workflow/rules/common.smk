@@ -142,7 +142,10 @@ def job_resources(gpu=0, whole=True):
 
 
 def training_resources():
-    """Resources of a job that trains: all GPUs, of one node or of several."""
+    """Resources of a job that trains: all GPUs, of one node or of several.
+
+    How often it saves its state is among them and no param, since the result is the same.
+    """
     gpus, nodes = config["resources"]["gpus"], config["resources"]["nodes"]
     often = {"checkpoint_seconds": config["resources"]["checkpoint_seconds"]}
     if nodes == 1:

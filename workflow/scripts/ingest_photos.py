@@ -11,7 +11,8 @@ from pathlib import Path
 import polars as pl
 
 from fieldmark.artifacts import write_atomically, write_table
-from fieldmark.manifest import Leaks, build_manifest
+from fieldmark.leaks import Leaks
+from fieldmark.manifest import build_manifest
 from fieldmark.openset import OpenSet, split_openset
 from fieldmark.readers import read_listing
 from fieldmark.readers.candidates import to_candidates
@@ -25,6 +26,7 @@ def ingest_photos(
     coarse_taxa: Sequence[str],
     max_rejected_share: float,
     leaks: Leaks,
+    near_duplicate_bits: int,
     manifest: str,
     classes: str,
     rejected: str,
@@ -46,7 +48,8 @@ def ingest_photos(
         root: the folder that holds the data set.
         coarse_taxa: taxon columns that may be known of unlabeled photos.
         max_rejected_share: above this share of unusable photos the stage fails.
-        leaks: report or drop training photos whose bytes are also in val or test.
+        leaks: report, drop or drop_near: what happens to training photos that are also in val or test.
+        near_duplicate_bits: bits of 64 in which the perceptual hashes of near duplicates may differ.
         manifest: target, "manifest" table; photos that are no files yet are written to ``photos/`` beside it.
         classes: target, "classes" table.
         rejected: target, "rejected" table.
@@ -86,7 +89,9 @@ def ingest_photos(
         write_atomically(Path(truth), hidden.write_csv)
     candidates, known = to_candidates(listing, coarse_taxa)
     refused = listing.refused.with_columns(pl.format("{}/{}", pl.lit(listing.root.as_posix()), "path").alias("path"))
-    result = build_manifest(candidates, known, refused, listing.root, max_rejected_share, leaks, workers)
+    result = build_manifest(
+        candidates, known, refused, listing.root, max_rejected_share, leaks, near_duplicate_bits, workers
+    )
     write_table(result.photos, "manifest", manifest)
     counts = result.photos.filter(pl.col("split") == "labeled")["class_id"].value_counts(name="labeled_count")
     write_table(known.join(counts, on="class_id").sort("class_id"), "classes", classes)
