@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 from jsonschema.protocols import Validator
 
-from fieldmark.weights_policy import refusals
+from fieldmark.weights_policy import known_lists, refusals
 
 SCHEMA_FILE = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.json"
 STAGES = ("pretrain", "guide", "refine")
@@ -116,7 +116,11 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
             "detection.weights: package holds the weights of tf_efficientnet_lite0, not of "
             f"{detection['backbone']}; expected hub, none or a file"
         )
-    yield from refusals(config["models"], config["weights_policy"], config["weights_policies"])
+    networks = {f"models.{name}": model for name, model in config["models"].items()}
+    if detection["method"] != "none":
+        networks["detection"] = detection
+    lists = {**known_lists(), **config["weights_policies"]}
+    yield from refusals(networks, config["weights_policy"], lists)
     mixed = [key for key in ("mixup", "cutmix") if config["augmentation"][key]]
     for name, stage in [*((name, config[name]) for name in STAGES), *config["recipes"].items()]:
         if mixed and stage["prototype_strength"]:

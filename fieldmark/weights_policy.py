@@ -5,11 +5,21 @@ Only light imports: this is part of checking the configuration.
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 ANY = "any"
+LISTS_FILE = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "weights_policies.yaml"
 # The package ships TensorFlow's weights of ImageNet-1k, which timm has under this tag.
 PACKAGE_TAG = "in1k"
+
+
+def known_lists() -> dict[str, list[str]]:
+    """The lists that come with the project."""
+    lists: dict[str, list[str]] = yaml.safe_load(LISTS_FILE.read_text(encoding="utf-8"))
+    return lists
 
 
 def allowed_patterns(policy: str, policies: Mapping[str, Sequence[str]]) -> list[str]:
@@ -32,12 +42,12 @@ def allowed_patterns(policy: str, policies: Mapping[str, Sequence[str]]) -> list
 
 
 def refusals(
-    models: Mapping[str, Mapping[str, Any]], policy: str, policies: Mapping[str, Sequence[str]]
+    networks: Mapping[str, Mapping[str, Any]], policy: str, policies: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
-    """What is wrong with the models' weights under a policy, one sentence each.
+    """What is wrong with the networks' weights under a policy, one sentence each.
 
     Args:
-        models: the config's.
+        networks: sections of the config with a backbone and weights, by their paths.
         policy: ``any``, or a key of ``policies``.
         policies: patterns of the allowed weights: of timm's tags (what follows the dot in a model's name), and of
             paths of files.
@@ -52,13 +62,13 @@ def refusals(
     except ValueError as error:
         yield str(error)
         return
-    for name, model in models.items():
+    for path, model in networks.items():
         weights, (_, _, tag) = model["weights"], model["backbone"].partition(".")
         if weights == "none":
             continue
         if weights == "hub" and not tag:
             yield (
-                f"models.{name}.backbone: expected the tag of the weights after a dot, because weights_policy is "
+                f"{path}.backbone: expected the tag of the weights after a dot, because weights_policy is "
                 f"{policy} and timm's own choice for {model['backbone']!r} may change; timm.list_pretrained() has them"
             )
             continue
@@ -66,6 +76,6 @@ def refusals(
         if not any(fnmatchcase(origin, pattern) for pattern in patterns):
             key, what = ("backbone", f"weights tagged {tag!r}") if weights == "hub" else ("weights", repr(origin))
             yield (
-                f"models.{name}.{key}: {what} are not on the allow-list of weights_policy {policy}; choose others, or "
+                f"{path}.{key}: {what} are not on the allow-list of weights_policy {policy}; choose others, or "
                 f"if you know that the rules allow them, add them to weights_policies.{policy}"
             )

@@ -163,7 +163,7 @@ def test_values_that_are_given_are_kept() -> None:
         ("data.format", "torchvision", "data.dataset, data.openset: expected both, because data.format is torchvision"),
         ("demo.labeled_per_class", [9, 3], "demo.labeled_per_class: expected [fewest, most], found [9, 3]"),
         ("models.m.head", {"loss": "arcface", "margin": 2}, "models.m.head.margin: expected at most 1.5, found 2"),
-        ("weights_policy", "mine", "weights_policy: expected any or one of ; found 'mine'"),
+        ("weights_policy", "mine", "weights_policy: expected any or one of imagenet_1k, inat_2021; found 'mine'"),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_what_was_expected(path: str, value: Any, message: str) -> None:
@@ -221,14 +221,14 @@ def test_weights_that_the_policy_does_not_list_are_refused(
 def test_the_allow_list_of_imagenet_1k_names_no_weights_that_saw_other_photos() -> None:
     import timm
 
-    from fieldmark.weights_policy import refusals
+    from fieldmark.weights_policy import known_lists, refusals
 
     def allowed(policy: str) -> set[str]:
-        models = {name: {"backbone": name, "weights": "hub"} for name in timm.list_pretrained()}
-        refused = {text.split(".backbone")[0].removeprefix("models.") for text in refusals(models, policy, lists)}
-        return set(models) - refused
+        models = {f"models.{name}": {"backbone": name, "weights": "hub"} for name in timm.list_pretrained()}
+        refused = {text.split(".backbone")[0] for text in refusals(models, policy, lists)}
+        return {name.removeprefix("models.") for name in set(models) - refused}
 
-    lists = DEMO["weights_policies"]
+    lists = known_lists()
     other = r"in2\dk|in12k|jft|ig1b|yfcc|laion|clip|webli|openai|m3\dm|lvd|seer|swag|ssld|usi|inat"
     strict = allowed("imagenet_1k")
     assert len(strict) > 400 and not [name for name in strict if re.search(other, name.partition(".")[2])]
