@@ -91,7 +91,9 @@ def _commands(hardware: Hardware, folder: Path, environment: dict[str, str]) -> 
         return [(own, {**here, "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}) for rank in ranks]
     srun = ["srun", f"--nodes={hardware.nodes}", f"--ntasks-per-node={hardware.devices}"]
     srun += [f"--ntasks={hardware.processes}", f"--cpus-per-task={hardware.decode_threads}", "--cpu-bind=none"]
-    return [([*srun, "--overlap", "--kill-on-bad-exit=1", "--input=all", *own], environment)]
+    # What the job asked for, one task on each node, would be taken for this step's own limits.
+    free = {key: value for key, value in environment.items() if not key.startswith("SLURM_") or key == "SLURM_JOB_ID"}
+    return [([*srun, "--overlap", "--kill-on-bad-exit=1", "--input=all", *own], free)]
 
 
 @contextmanager

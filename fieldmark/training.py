@@ -231,7 +231,9 @@ def train(
         start.update(tensor.cpu().numpy().tobytes())
     whole = hashlib.sha256(f"{identity} {settings} {photos.digest()} {start.hexdigest()}".encode()).hexdigest()
     keeper = Checkpoint(checkpoint, whole, hardware.checkpoint_seconds)
-    resumed = keeper.load()
+    # The first process may delete what a killed one left beside the checkpoint.
+    with share.fabric.rank_zero_first():
+        resumed = keeper.load()
     rows: list[dict] = list(resumed["history"]) if resumed else []
     first_phase, first_step = (resumed["phase"], resumed["step"]) if resumed else (0, 0)
     share.agree((first_phase, first_step), checkpoint)
