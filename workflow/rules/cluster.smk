@@ -14,9 +14,9 @@ rule extract_features:
         "results/benchmarks/round{round}/{model}/extract_features/{shard}.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
-        **job_resources(gpu=min(1, config["resources"]["gpus"]), whole=False),
+        **job_resources(gpu=min(1, GPUS), whole=False),
     params:
         model=feature_params,
         precision=config["compute"]["precision"],
@@ -38,7 +38,7 @@ rule cluster_photos:
         "results/benchmarks/round{round}/cluster_photos.tsv"
     conda:
         "../../envs/core.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **job_resources(),
     params:
@@ -61,7 +61,7 @@ rule filter_clusters:
         "results/benchmarks/round{round}/filter_clusters.tsv"
     conda:
         "../../envs/core.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **job_resources(),
     params:

@@ -20,6 +20,15 @@ OPENSET = config["data"]["openset"] is not None
 TRUTH = "results/data/truth.csv" if OPENSET else config["data"]["truth"]
 
 
+# Cores are not given where a cluster has them.
+THREADS = config["resources"]["threads"]
+if THREADS == "auto":
+    THREADS = min(8, max(1, (workflow.resource_settings.cores or 16) // 2))
+GPUS = config["resources"]["gpus"]
+if GPUS == "auto":
+    GPUS = int(any(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def section(name, *leave_out):
     """The keys of one section of the config; in fixed order, so that the order in the file reruns nothing."""
     return in_order({key: value for key, value in config[name].items() if key not in leave_out})
@@ -146,7 +155,7 @@ def training_resources():
 
     How often it saves its state is among them and no param, since the result is the same.
     """
-    gpus, nodes = config["resources"]["gpus"], config["resources"]["nodes"]
+    gpus, nodes = GPUS, config["resources"]["nodes"]
     often = {"checkpoint_seconds": config["resources"]["checkpoint_seconds"]}
     if nodes == 1:
         return {**job_resources(gpu=gpus), **often}

@@ -13,7 +13,7 @@ if config["data"]["format"] == "demo":
             "results/benchmarks/generate_demo.tsv"
         conda:
             "../../envs/core.yaml"
-        threads: config["resources"]["threads"]
+        threads: THREADS
         resources:
             **job_resources(),
         params:
@@ -39,7 +39,7 @@ rule ingest_photos:
         "results/benchmarks/ingest_photos.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **job_resources(),
     params:

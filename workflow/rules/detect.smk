@@ -29,9 +29,9 @@ rule train_detector:
         "results/benchmarks/detection/train_detector.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
-        **job_resources(gpu=min(1, config["resources"]["gpus"])),
+        **job_resources(gpu=min(1, GPUS)),
     params:
         **named(section("detection", "method", "min_score", "detector"), seed=derived_seed("detector")),
         precision=config["compute"]["precision"],
@@ -52,9 +52,9 @@ rule detect_photos:
         "results/benchmarks/detection/detect_photos/{shard}.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
-        **job_resources(gpu=min(1, config["resources"]["gpus"]), whole=False),
+        **job_resources(gpu=min(1, GPUS), whole=False),
     params:
         **named(finder_params()),
         precision=config["compute"]["precision"],

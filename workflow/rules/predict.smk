@@ -14,9 +14,9 @@ rule predict_photos:
         "results/benchmarks/{run}/{model}/{recipe}/predict_photos/{shard}.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
-        **job_resources(gpu=min(1, config["resources"]["gpus"]), whole=False),
+        **job_resources(gpu=min(1, GPUS), whole=False),
     params:
         views=section("predict", "top_k"),
         top_k=config["predict"]["top_k"],
@@ -39,7 +39,7 @@ rule probe_features:
         "results/benchmarks/baseline/{model}/probe_features.tsv"
     conda:
         "../../envs/core.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **job_resources(),
     params:

@@ -18,7 +18,7 @@ rule train_guide:
         "results/benchmarks/round{round}/{model}/train_guide.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **training_resources(),
     params:
@@ -41,9 +41,9 @@ rule score_photos:
         "results/benchmarks/round{round}/{model}/score_photos/{shard}.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
-        **job_resources(gpu=min(1, config["resources"]["gpus"]), whole=False),
+        **job_resources(gpu=min(1, GPUS), whole=False),
     params:
         top_k=config["predict"]["top_k"],
         precision=config["compute"]["precision"],
@@ -65,7 +65,7 @@ rule select_pseudo_labels:
         "results/benchmarks/round{round}/select_pseudo_labels.tsv"
     conda:
         "../../envs/core.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **job_resources(),
     params:
@@ -88,7 +88,7 @@ rule recluster_selection:
         "results/benchmarks/round{round}/recluster_selection.tsv"
     conda:
         "../../envs/core.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **job_resources(),
     params:

@@ -17,7 +17,7 @@ rule pretrain_backbone:
         "results/benchmarks/round{round}/{model}/pretrain_backbone.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **training_resources(),
     params:
@@ -42,7 +42,7 @@ rule refine_backbone:
         "results/benchmarks/round{round}/{model}/refine_backbone.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **training_resources(),
     params:
@@ -68,7 +68,7 @@ rule finetune_classifier:
         "results/benchmarks/{run}/{model}/{recipe}/finetune_classifier.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["resources"]["threads"]
+    threads: THREADS
     resources:
         **training_resources(),
     params:
