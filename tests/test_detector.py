@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from fieldmark.artifacts import ArtifactError, read_table, write_table
+from fieldmark.artifacts import SCHEMAS, ArtifactError, read_table, write_table
 from fieldmark.boxes import FULL, paired_iou
 from fieldmark.checkpoint import Checkpoint
 from fieldmark.detector import Detector, DetectorArchitecture, detect, load_detector, save_detector
@@ -225,7 +225,7 @@ train_stage, detect_stage = load_script("train_detector"), load_script("detect_p
 def test_the_stages_leave_a_detector_and_a_box_per_photo(manifest: pl.DataFrame, tmp_path: Path) -> None:
     write_table(manifest, "manifest", tmp_path / "manifest.parquet")
     shard = tmp_path / "shard.parquet"
-    write_table(manifest.select("image_id", "path", "split", "sha256"), "shard", shard)
+    write_table(manifest.select(SCHEMAS["shard"].names), "shard", shard)
     detector, history = tmp_path / "detection/detector.safetensors", tmp_path / "detection/history.parquet"
     train_stage.train_detector(
         tmp_path / "manifest.parquet", ["labeled"], TINY, "none", PHASE, Hardware(), 1, "code", detector, history
