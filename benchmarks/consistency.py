@@ -19,9 +19,9 @@ from torch.nn import functional
 from fieldmark.images import PhotoStore
 from fieldmark.losses import weighted_cross_entropy
 from fieldmark.models import Classifier, freeze_norms
+from fieldmark.phases import Phase, learning_rate_at, prepare
 from fieldmark.sampling import BalancedSampler, EpochSampler
 from fieldmark.stage import Progress
-from fieldmark.training import Phase, learning_rate_at, prepare
 from fieldmark.views import Augmentation, collate, decode_side, normalise, random_views
 
 # A weak view: nearly the whole photo, perhaps mirrored.

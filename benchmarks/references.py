@@ -39,8 +39,8 @@ from fieldmark.fitting import ModelSettings, Plan, StageSettings
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
 from fieldmark.models import Architecture, build_classifier, load_classifier, save_classifier
+from fieldmark.phases import Phase
 from fieldmark.predictions import to_table
-from fieldmark.training import Phase
 from fieldmark.truth import read_truth
 from fieldmark.views import Augmentation
 

@@ -22,9 +22,9 @@ from fieldmark.detector import Detector
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.models import freeze_norms
+from fieldmark.phases import Phase, TrainingError, learning_rate_at
 from fieldmark.sampling import EpochSampler
 from fieldmark.stage import Progress, log
-from fieldmark.training import Phase, TrainingError, learning_rate_at
 from fieldmark.views import collate, sample_rectangles
 
 # Smallest share of a photo's area that a random crop covers, and of a box's area that must stay visible in it.

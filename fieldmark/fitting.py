@@ -14,10 +14,11 @@ from fieldmark.artifacts import write_table
 from fieldmark.context import ContextTables
 from fieldmark.hardware import Hardware
 from fieldmark.models import Architecture, Classifier, ModelSettings, build_classifier, save_classifier
-from fieldmark.photosets import mixed_sampler
+from fieldmark.phases import Phase
+from fieldmark.photosets import PhotoSet, mixed_sampler
 from fieldmark.processes import is_first_process, run_on_all_devices
 from fieldmark.stage import log
-from fieldmark.training import Phase, PhotoSet, train
+from fieldmark.training import train
 from fieldmark.views import Augmentation
 
 

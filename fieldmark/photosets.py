@@ -1,13 +1,46 @@
 """From tables to training sets: which photos a stage trains on, with which targets and in which shares."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 
 from fieldmark.artifacts import TAXA
+from fieldmark.context import Context
 from fieldmark.sampling import BalancedSampler, EpochSampler, MixedSampler, Sampler
-from fieldmark.training import PhotoSet
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """The photos to train on, in parallel arrays.
+
+    Attributes:
+        image_ids: names, for messages.
+        paths: files.
+        target: class, cluster or subcluster of each; −1 for photos that only have a coarse taxon.
+        weight: of each photo's loss.
+        taxon: coarse taxon of each, −1 for none.
+        taxon_of_class: coarse taxon of each output of the head; empty if the marginal loss is not used.
+        context: metadata and key regions, where the model takes them.
+    """
+
+    image_ids: Sequence[str]
+    paths: Sequence[str]
+    target: np.ndarray
+    weight: np.ndarray
+    taxon: np.ndarray
+    taxon_of_class: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    context: Context = field(default_factory=Context)
+
+    def digest(self) -> str:
+        """Hash of everything that training on these photos depends on, files' contents aside."""
+        whole = hashlib.sha256("\n".join([*self.image_ids, *self.paths]).encode())
+        context = (self.context.metadata, self.context.boxes)
+        for array in (self.target, self.weight, self.taxon, self.taxon_of_class, *context):
+            whole.update(np.ascontiguousarray(array).tobytes())
+        return whole.hexdigest()
 
 
 def coarse_taxon_codes(manifest: pl.DataFrame, classes: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -8,143 +8,28 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
-from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from fieldmark.checkpoint import Checkpoint
-from fieldmark.context import Context
 from fieldmark.crops import KeyRegions
 from fieldmark.fusion import withhold
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.losses import Total, itself, marginal_loss, weighted_cross_entropy
 from fieldmark.mixing import Mixture, draw_mixture
-from fieldmark.models import Classifier, freeze_layers, freeze_norms
+from fieldmark.models import Classifier
 from fieldmark.parallel import Share, open_fabric
+from fieldmark.phases import Phase, TrainingError, learning_rate_at, prepare, train_mode
+from fieldmark.photosets import PhotoSet
 from fieldmark.sampling import Sampler
 from fieldmark.stage import Progress, log
 from fieldmark.views import Augmentation, collate, decode_side, normalise, random_views
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: the loss is not a number, say."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One optimizer run over the model; two-stage fine-tuning has two.
-
-    Attributes:
-        name: shown in the history.
-        steps: optimizer steps.
-        batch_size: photos per step, over all devices together.
-        learning_rate: peak rate of the deepest layers; warm-up, then half a cosine to zero.
-        head_multiplier: rate of neck and head relative to that.
-        layer_decay: rate of each block relative to the next deeper one (1: the same everywhere).
-        weight_decay: of AdamW, on weight matrices only.
-        warmup: share of the steps in which the rate rises linearly.
-        frozen_norms: keep BN/LN as pretrained.
-        frozen_layers: blocks at the input that are not trained.
-        frozen_backbone: train neck and head only.
-        label_smoothing: see :func:`fieldmark.losses.weighted_cross_entropy`.
-        marginal_weight: weight of the coarse-taxon loss on photos without a target.
-        clip: largest norm of the gradient.
-    """
-
-    name: str
-    steps: int
-    batch_size: int
-    learning_rate: float
-    head_multiplier: float = 1.0
-    layer_decay: float = 1.0
-    weight_decay: float = 0.02
-    warmup: float = 0.1
-    frozen_norms: bool = True
-    frozen_layers: int = 0
-    frozen_backbone: bool = False
-    label_smoothing: float = 0.1
-    marginal_weight: float = 0.0
-    clip: float = 5.0
-
-
-@dataclass(frozen=True)
-class PhotoSet:
-    """The photos to train on, in parallel arrays.
-
-    Attributes:
-        image_ids: names, for messages.
-        paths: files.
-        target: class, cluster or subcluster of each; −1 for photos that only have a coarse taxon.
-        weight: of each photo's loss.
-        taxon: coarse taxon of each, −1 for none.
-        taxon_of_class: coarse taxon of each output of the head; empty if the marginal loss is not used.
-        context: metadata and key regions, where the model takes them.
-    """
-
-    image_ids: Sequence[str]
-    paths: Sequence[str]
-    target: np.ndarray
-    weight: np.ndarray
-    taxon: np.ndarray
-    taxon_of_class: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    context: Context = field(default_factory=Context)
-
-    def digest(self) -> str:
-        """Hash of everything that training on these photos depends on, files' contents aside."""
-        whole = hashlib.sha256("\n".join([*self.image_ids, *self.paths]).encode())
-        context = (self.context.metadata, self.context.boxes)
-        for array in (self.target, self.weight, self.taxon, self.taxon_of_class, *context):
-            whole.update(np.ascontiguousarray(array).tobytes())
-        return whole.hexdigest()
-
-
-def learning_rate_at(phase: Phase, step: int) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then half a cosine to zero."""
-    warmup = max(1, round(phase.warmup * phase.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, phase.steps - warmup)))
-
-
-def prepare(model: Classifier, phase: Phase) -> torch.optim.Optimizer:
-    """Freeze what the phase freezes and make its optimizer, with layer-wise learning rates."""
-    model.requires_grad_(True)
-    if phase.frozen_backbone:
-        model.backbone.requires_grad_(False)
-    else:
-        freeze_layers(model.backbone, phase.frozen_layers)
-        if phase.frozen_norms:
-            freeze_norms(model.backbone)
-    # Position embeddings and class tokens are no weight matrices, whatever their shape; their models name them.
-    exempt = model.backbone.no_weight_decay() if hasattr(model.backbone, "no_weight_decay") else ()
-    layers = param_groups_layer_decay(model.backbone, phase.weight_decay, exempt, layer_decay=phase.layer_decay)
-    groups = [
-        {"params": group["params"], "weight_decay": group["weight_decay"], "scale": group["lr_scale"]}
-        for group in layers
-    ]
-    groups = [{**g, "params": [p for p in g["params"] if p.requires_grad]} for g in groups]
-    for layer in (model.neck, model.head, *([] if model.metadata is None else [model.metadata])):
-        for parameter in layer.parameters():
-            decay = phase.weight_decay if parameter.ndim > 1 else 0.0
-            groups.append({"params": [parameter], "weight_decay": decay, "scale": phase.head_multiplier})
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=phase.learning_rate, foreach=True)
-
-
-def _train_mode(model: Classifier, phase: Phase) -> None:
-    model.train()
-    if phase.frozen_backbone:
-        model.backbone.eval()
-        return
-    for layer in model.backbone.modules():
-        own = list(layer.parameters(recurse=False))
-        if own and not any(parameter.requires_grad for parameter in own):
-            layer.eval()
 
 
 def batch_loss(
@@ -327,7 +212,7 @@ class _PhaseRun:
         if mixture is not None:
             views = mixture.images(views)
             beside = {name: mixture.inputs(values) for name, values in beside.items()}
-        _train_mode(self.model, phase)
+        train_mode(self.model, phase)
         rate = learning_rate_at(phase, step)
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate * group["scale"] * rate

@@ -140,7 +140,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("nothing", append(""), set()),
     ("comments in every script and module", remark_everywhere, set()),
     ("new times of all files of the project", touch_everything, set()),
-    ("`fieldmark/losses.py`", program("fieldmark/losses.py"), onwards("pretrain_backbone") | BASELINE | REGIONS),
+    ("`fieldmark/losses.py`", program("fieldmark/losses.py"), onwards("pretrain_backbone") | BASELINE),
     ("`fieldmark/inference.py`", program("fieldmark/inference.py"), AFTER_SHARDS - REGIONS),
     ("`fieldmark/clustering.py`", program("fieldmark/clustering.py"), onwards("cluster_photos")),
     ("`fieldmark/selection.py`", program("fieldmark/selection.py"), onwards("select_pseudo_labels")),

@@ -16,7 +16,7 @@ from tests.project import Project, fresh_project
 
 if TYPE_CHECKING:
     from fieldmark.models import Classifier
-    from fieldmark.training import PhotoSet
+    from fieldmark.photosets import PhotoSet
 
 # Read when torch and faiss are first imported: one thread each, because more make tiny arrays slower, not faster.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,7 +28,7 @@ SIZES = [(44, 40), (40, 52), (48, 48), (64, 40)]  # width, height
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> "PhotoSet":
     """Twelve noisy photos of various sizes in three classes, told apart by their colour."""
-    from fieldmark.training import PhotoSet
+    from fieldmark.photosets import PhotoSet
 
     folder = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)

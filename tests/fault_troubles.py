@@ -15,6 +15,7 @@ from fieldmark.artifacts import ArtifactError, read_table
 from fieldmark.checkpoint import Checkpoint
 from fieldmark.cluster_filter import ClusterFilterError, FilterRules, judge_clusters
 from fieldmark.clustering import ClusteringError
+from fieldmark.evidence import EvidenceError
 from fieldmark.hardware import Hardware
 from fieldmark.models import (
     Architecture,
@@ -25,17 +26,28 @@ from fieldmark.models import (
     load_pretrained,
     save_classifier,
 )
+from fieldmark.phases import Phase, TrainingError
+from fieldmark.photosets import PhotoSet
 from fieldmark.readers.listing import DataError
 from fieldmark.sampling import EpochSampler, MixedSampler
 from fieldmark.selection import SelectionError, SelectionRules
-from fieldmark.training import Phase, PhotoSet, TrainingError, train
+from fieldmark.training import train
 from fieldmark.views import Augmentation
 from tests.fault_photos import ingest_share
 from tests.test_cluster_filter import LOOSE, measures
 from tests.test_clustering import draw_photos, run
 from tests.test_selection import run_selection
 
-EXPECTED = (ArtifactError, ClusterFilterError, ClusteringError, DataError, SelectionError, TrainingError, WeightsError)
+EXPECTED = (
+    ArtifactError,
+    ClusterFilterError,
+    ClusteringError,
+    DataError,
+    EvidenceError,
+    SelectionError,
+    TrainingError,
+    WeightsError,
+)
 RULES = SelectionRules(
     min_confidence=0.0, min_in_class_score=None, selected_share=0.05, max_per_class_ratio=9.0, uniform_weight=0.5
 )

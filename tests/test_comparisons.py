@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.consistency import AdaptiveThreshold, FixedThreshold, one_phase
 from benchmarks.seeds import difference_table, gap_table, interval
-from fieldmark.training import Phase
+from fieldmark.phases import Phase
 
 SURE = torch.tensor([[0.96, 0.02, 0.02], [0.6, 0.3, 0.1], [0.1, 0.5, 0.4]])
 

@@ -359,7 +359,7 @@ def test_the_schema_and_the_classes_that_receive_its_values_agree() -> None:
     from fieldmark.fitting import ModelSettings, StageSettings
     from fieldmark.inference import ViewPlan
     from fieldmark.metadata import MetadataSettings
-    from fieldmark.training import Phase
+    from fieldmark.phases import Phase
     from fieldmark.views import Augmentation
 
     phase = {name: part for name, part in PHASE_SCHEMA.items() if name not in ("balanced", "shares")}

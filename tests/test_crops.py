@@ -18,8 +18,10 @@ from fieldmark.images import PhotoError
 from fieldmark.inference import ViewPlan, infer
 from fieldmark.metadata import MetadataSettings
 from fieldmark.models import Classifier, load_classifier, save_classifier
+from fieldmark.phases import Phase
+from fieldmark.photosets import PhotoSet
 from fieldmark.sampling import EpochSampler, MixedSampler
-from fieldmark.training import Phase, PhotoSet, train
+from fieldmark.training import train
 from fieldmark.views import Augmentation
 
 MakeModel = Callable[..., Classifier]

@@ -17,7 +17,7 @@ from fieldmark.detector import Detector, DetectorArchitecture, detect, load_dete
 from fieldmark.detector_training import BoxedPhotos, boxed_photos, random_boxed_views, train_boxes
 from fieldmark.hardware import Hardware
 from fieldmark.models import WeightsError
-from fieldmark.training import Phase, TrainingError
+from fieldmark.phases import Phase, TrainingError
 from tests.test_evaluate_stages import load_script, manifest_of
 
 TINY = DetectorArchitecture("test_efficientnet", 64, 32, 1)

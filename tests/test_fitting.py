@@ -14,9 +14,10 @@ import torch
 from fieldmark import training
 from fieldmark.artifacts import SCHEMAS, read_table, write_table
 from fieldmark.fitting import ModelSettings, Plan, StageSettings, Task, fit
+from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.models import load_classifier
-from fieldmark.training import Hardware, PhotoSet
+from fieldmark.photosets import PhotoSet
 from fieldmark.views import Augmentation
 from workflow.scripts.finetune_classifier import finetune_classifier
 

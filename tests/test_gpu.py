@@ -18,7 +18,7 @@ from fieldmark.fitting import Plan, StageSettings, Task, fit
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
 from fieldmark.models import ModelSettings, load_classifier
-from fieldmark.training import PhotoSet
+from fieldmark.photosets import PhotoSet
 from fieldmark.validation import Validation
 from fieldmark.views import Augmentation
 

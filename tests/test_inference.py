@@ -11,10 +11,11 @@ from PIL import Image
 
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.fitting import ModelSettings
+from fieldmark.hardware import Hardware
 from fieldmark.images import load_photo
 from fieldmark.inference import ViewPlan, infer
 from fieldmark.models import Classifier, load_classifier, save_classifier
-from fieldmark.training import Hardware, PhotoSet
+from fieldmark.photosets import PhotoSet
 from fieldmark.views import collate, decode_side, fixed_views, normalise, sample_rectangles
 from workflow.scripts.extract_features import extract_features
 from workflow.scripts.predict_photos import predict_photos

@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from fieldmark.mixing import Mixture, draw_mixture
 from fieldmark.models import Classifier
-from fieldmark.training import Phase, PhotoSet, batch_loss
+from fieldmark.phases import Phase
+from fieldmark.photosets import PhotoSet
+from fieldmark.training import batch_loss
 from fieldmark.views import Augmentation
 
 PARTNER = torch.tensor([1, 2, 0])

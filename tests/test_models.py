@@ -28,7 +28,7 @@ from fieldmark.models import (
     load_pretrained,
     save_classifier,
 )
-from fieldmark.training import Phase, prepare
+from fieldmark.phases import Phase, prepare
 
 MakeModel = Callable[..., Classifier]
 

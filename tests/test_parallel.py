@@ -18,8 +18,8 @@ from fieldmark.artifacts import read_table
 from fieldmark.fitting import Plan, StageSettings, Task, fit
 from fieldmark.hardware import Hardware
 from fieldmark.models import Classifier, ModelSettings, load_classifier
+from fieldmark.photosets import PhotoSet
 from fieldmark.processes import ROOT, ProcessError, run_on_all_devices
-from fieldmark.training import PhotoSet
 from fieldmark.views import Augmentation
 
 ONE, TWO = Hardware(checkpoint_seconds=0.0), Hardware(checkpoint_seconds=0.0, devices=2)

@@ -10,21 +10,18 @@ import pytest
 
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.clustering import unit_rows
-from fieldmark.selection import (
+from fieldmark.evidence import (
     Evidence,
+    EvidenceError,
     GuideScores,
-    SelectionError,
-    SelectionRules,
     class_positions,
-    class_quotas,
     consistent_classes,
     dense_probabilities,
     in_class_score,
-    loss_weights,
     neighbour_votes,
-    select_photos,
     weigh_evidence,
 )
+from fieldmark.selection import SelectionError, SelectionRules, class_quotas, loss_weights, select_photos
 from tests.test_clustering import Photos, agreement_of_partitions, draw_photos, fixed_lists
 from workflow.scripts.recluster_selection import recluster_selection
 from workflow.scripts.select_pseudo_labels import select_pseudo_labels
@@ -84,7 +81,7 @@ def evidence(position: list[int], score: list[float], **changes: np.ndarray) -> 
 
 def test_positions_of_classes_with_gaps() -> None:
     assert class_positions(np.array([7, -1, 2, 40]), np.array([2, 7, 40]), "classes").tolist() == [1, -1, 0, 2]
-    with pytest.raises(SelectionError, match="here: class 8"):
+    with pytest.raises(EvidenceError, match="here: class 8"):
         class_positions(np.array([8]), np.array([2, 7, 40]), "here")
 
 
@@ -94,10 +91,10 @@ def test_lists_become_dense() -> None:
     )
     dense = dense_probabilities(table, np.array([0, 1, 2]), "guide")
     np.testing.assert_allclose(dense, [[0.5, 0.2, 0], [0, 0.3, 0.4]], atol=1e-6)
-    with pytest.raises(SelectionError, match="class 2"):
+    with pytest.raises(EvidenceError, match="class 2"):
         dense_probabilities(table, np.array([0, 1]), "guide")
     above = table.with_columns(pl.lit(0.5, dtype=pl.Float32).alias("foreign_probability"))
-    with pytest.raises(SelectionError, match=r"'a' sum to 1\.200"):
+    with pytest.raises(EvidenceError, match=r"'a' sum to 1\.200"):
         dense_probabilities(above, np.array([0, 1, 2]), "guide")
 
 

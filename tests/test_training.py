@@ -13,11 +13,14 @@ import torch
 from timm.models import group_parameters
 
 from fieldmark import training
+from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.losses import marginal_loss, weighted_cross_entropy
 from fieldmark.models import NORMS, Classifier
+from fieldmark.phases import Phase, TrainingError, learning_rate_at
+from fieldmark.photosets import PhotoSet
 from fieldmark.sampling import EpochSampler, MixedSampler
-from fieldmark.training import Hardware, Phase, PhotoSet, TrainingError, batch_loss, learning_rate_at, train
+from fieldmark.training import batch_loss, train
 from fieldmark.views import Augmentation
 
 MakeModel = Callable[..., Classifier]

@@ -12,15 +12,8 @@ import polars as pl
 
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.clustering import class_ids_of, known_taxa, paths_by_model, photos_of
-from fieldmark.selection import (
-    SelectionRules,
-    class_positions,
-    consistent_classes,
-    loss_weights,
-    read_scores,
-    select_photos,
-    weigh_evidence,
-)
+from fieldmark.evidence import class_positions, consistent_classes, read_scores, weigh_evidence
+from fieldmark.selection import SelectionRules, loss_weights, select_photos
 
 
 def select_pseudo_labels(

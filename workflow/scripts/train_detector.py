@@ -15,8 +15,8 @@ from fieldmark.boxes import box_scores, known_boxes
 from fieldmark.detector import Detector, DetectorArchitecture, detect, save_detector
 from fieldmark.detector_training import boxed_photos, train_boxes
 from fieldmark.hardware import Hardware
+from fieldmark.phases import Phase
 from fieldmark.stage import log
-from fieldmark.training import Phase
 
 
 def train_detector(

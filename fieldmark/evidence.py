@@ -1,0 +1,252 @@
+"""What speaks for an unlabeled photo being of a labeled class, and of which.
+
+Two views that fail on different photos: the guide model's probabilities, with the foreign classes among the
+alternatives, and the nearest labeled photos in its embedding space.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from fieldmark.artifacts import read_table
+from fieldmark.clustering import NO_CLASS, Floats, Integers, combine, embeddings_of, rows_of, unit_rows
+
+Booleans = npt.NDArray[np.bool_]
+
+# float16 and float32 rounding of a sum of probabilities.
+_SUM_TOLERANCE = 0.01
+# Bounds the memory of tables of photos by classes.
+_ROWS_AT_ONCE = 32_768
+
+
+class EvidenceError(ValueError):
+    """Guide scores contradict the class table."""
+
+
+@dataclass(frozen=True)
+class GuideScores:
+    """Guide scores of n photos, of one or several models together, over c classes in ascending order of their ids."""
+
+    probabilities: Floats  # (n, c) mean over the models; a row and its foreign probability sum to at most 1
+    foreign: Floats  # (n,) mean over the models
+    embeddings: Floats  # (n, sum of the models' widths) unit rows; inner products are the mean of the models' cosines
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for each of n unlabeled photos being of a labeled class; classes as positions in the class table."""
+
+    position: Integers  # (n,) class that the guide finds most probable among those of the photo's coarse taxa
+    possible: Booleans  # (n,) whether the guide gives any probability to a class of the photo's coarse taxa
+    confidence: Floats  # (n,) its probability among these classes
+    neighbour_agreement: Floats  # (n,) share of the votes of the nearest labeled photos for it
+    agreed: Booleans  # (n,) whether it is also the neighbours' first choice
+    in_class_score: Floats  # (n,) see in_class_score()
+
+
+def class_positions(labels: Integers, class_ids: Integers, where: str) -> Integers:
+    """Return the position of each class id in ``class_ids`` (ascending), -1 for photos without a class.
+
+    Raises:
+        EvidenceError: if a class is not in ``class_ids``; ``where`` names their table.
+    """
+    position = np.minimum(np.searchsorted(class_ids, labels), len(class_ids) - 1)
+    unknown = (class_ids[position] != labels) & (labels != NO_CLASS)
+    if unknown.any():
+        raise EvidenceError(f"{where}: class {labels[unknown][0]} is missing; delete the table and run again")
+    return np.where(labels == NO_CLASS, -1, position)
+
+
+def dense_probabilities(scores: pl.DataFrame, class_ids: Integers, where: str) -> Floats:
+    """Spread the top-k lists of ``guide_scores`` over all c classes: (n, c), zero outside the lists.
+
+    Raises:
+        EvidenceError: if a class is not in ``class_ids`` (ascending), or a row's probabilities exceed 1 together with
+            its foreign probability.
+    """
+    listed = scores["class_ids"].to_numpy().astype(np.int64)  # (n, k)
+    position = class_positions(listed, class_ids, f"class table, as used by {where}")
+    probabilities = scores["probabilities"].to_numpy().astype(np.float32)
+    total = probabilities.sum(axis=1) + scores["foreign_probability"].to_numpy()
+    if (total > 1 + _SUM_TOLERANCE).any():
+        worst = int(total.argmax())
+        raise EvidenceError(
+            f"{where}: probabilities and foreign probability of {scores['image_id'][worst]!r} sum to "
+            f"{total[worst]:.3f}; expected at most 1: the alternatives to a class are the other "
+            "labeled classes and the foreign ones"
+        )
+    dense = np.zeros((scores.height, len(class_ids)), dtype=np.float32)
+    dense[np.arange(scores.height)[:, None], position] = probabilities
+    return dense
+
+
+def read_scores(paths: Mapping[str, Sequence[Path]], image_ids: pl.Series, class_ids: Integers) -> GuideScores:
+    """Read each model's ``guide_scores`` shards of ``image_ids`` (in their order) and average over the models.
+
+    Args:
+        paths: shards by model.
+        image_ids: the n photos wanted; their mean embedding is the centre from which directions are measured.
+        class_ids: (c,) ascending ids of the labeled classes.
+
+    Raises:
+        EvidenceError: see :func:`dense_probabilities`.
+        fieldmark.clustering.ClusteringError: if a photo has no scores, or its embedding is not finite.
+    """
+    probabilities = np.zeros((len(image_ids), len(class_ids)), dtype=np.float32)
+    foreign = np.zeros(len(image_ids), dtype=np.float32)
+    units = []
+    for model, shards in paths.items():
+        where = f"guide scores of {model}"
+        scores = rows_of(read_table("guide_scores", shards), image_ids, where)
+        probabilities += dense_probabilities(scores, class_ids, where) / np.float32(len(paths))
+        foreign += scores["foreign_probability"].to_numpy() / np.float32(len(paths))
+        embeddings = embeddings_of(scores, where)
+        units.append(unit_rows(embeddings - embeddings.mean(axis=0, dtype=np.float64)))
+    return GuideScores(probabilities, foreign, combine(units))
+
+
+def in_class_score(probability: Floats, similarity: Floats) -> Floats:
+    """Score how surely a photo is of a labeled class; comparable between photos, not a probability.
+
+    The product of two views that fail on different foreign photos: the guide's probability of the class it names,
+    with the foreign classes among the alternatives, and the cosine to the nearest labeled photo, zero if negative.
+
+    Args:
+        probability: (n,) largest class probability, foreign classes included in the sum to 1.
+        similarity: (n,) largest cosine to a labeled photo, of centred embeddings.
+
+    Returns:
+        (n,) values between 0 and 1.
+    """
+    return (probability * np.clip(similarity, 0, 1)).astype(np.float32)
+
+
+def consistent_classes(photos: pl.DataFrame, classes: pl.DataFrame, taxa: Sequence[str]) -> tuple[Integers, Booleans]:
+    """Find which classes the coarse taxa of each photo allow; an unknown taxon allows all.
+
+    Args:
+        photos: n rows with the taxon columns.
+        classes: c rows with the taxon columns.
+        taxa: the columns to compare.
+
+    Returns:
+        The (n,) number of each photo's combination of taxa, and (combinations, c) whether it allows the class.
+    """
+    if not taxa:
+        return np.zeros(photos.height, dtype=np.int64), np.ones((1, classes.height), dtype=np.bool_)
+    distinct = photos.select(taxa).unique().sort(taxa).with_row_index("combination")
+    joined = photos.select(taxa).join(distinct, on=taxa, how="left", nulls_equal=True, maintain_order="left")
+    allowed = np.ones((distinct.height, classes.height), dtype=np.bool_)
+    for taxon in taxa:
+        of_photo = distinct[taxon].to_numpy().astype(object)[:, None]
+        of_class = classes[taxon].to_numpy().astype(object)[None, :]
+        allowed &= (of_photo == of_class) | (of_photo == None) | (of_class == None)  # noqa: E711 elementwise
+    return joined["combination"].to_numpy().astype(np.int64), allowed
+
+
+def neighbour_votes(cosine: Floats, voted: Integers, labeled_counts: Integers) -> Floats:
+    """Let the nearest labeled photos vote on each photo's class.
+
+    A vote weighs the cosine, zero if negative, divided by the square root of the class's labeled photos. Undivided,
+    frequent classes win by their number; divided by the number itself, one stray photo of a rare class would outvote
+    many of a frequent one.
+
+    Args:
+        cosine: (n, k) similarity of each photo to its nearest labeled photos.
+        voted: (n, k) classes of these, as positions 0 to c - 1.
+        labeled_counts: (c,) labeled photos of each class.
+
+    Returns:
+        (n, c) shares that sum to 1, or to 0 where no neighbour has a positive cosine.
+    """
+    weight = np.maximum(cosine, 0) / np.sqrt(labeled_counts)[voted].astype(np.float32)
+    votes = np.zeros((len(voted), len(labeled_counts)), dtype=np.float32)
+    for column in range(voted.shape[1]):
+        votes[np.arange(len(voted)), voted[:, column]] += weight[:, column]
+    total = votes.sum(axis=1, keepdims=True)
+    votes /= np.where(total > 0, total, np.float32(1))
+    return votes
+
+
+def weigh_photos(
+    probabilities: Floats, queries: Floats, labeled: Floats, labeled_positions: Integers, neighbours: int
+) -> Evidence:
+    """Weigh both views for n photos to which the same classes are open.
+
+    Args:
+        probabilities: (n, c) guide's probabilities, zero for the classes that are not open.
+        queries: (n, d) unit rows of the photos.
+        labeled: (m, d) unit rows of the labeled photos of the open classes.
+        labeled_positions: (m,) their classes, as positions 0 to c - 1.
+        neighbours: how many of them vote, limited to m.
+    """
+    index = faiss.IndexFlatIP(labeled.shape[1])
+    index.add(np.ascontiguousarray(labeled))
+    cosine, found = index.search(np.ascontiguousarray(queries), min(neighbours, len(labeled)))
+    counts = np.bincount(labeled_positions, minlength=probabilities.shape[1])
+    # Classes that are not open have no labeled photo here and get no vote; 1 only avoids a division by zero.
+    votes = neighbour_votes(cosine, labeled_positions[found], np.maximum(counts, 1))
+    rows = np.arange(len(queries))
+    best = probabilities.argmax(axis=1)
+    largest, total = probabilities[rows, best], probabilities.sum(axis=1)
+    possible = total > 0
+    return Evidence(
+        position=best,
+        possible=possible,
+        confidence=largest / np.where(possible, total, 1),
+        neighbour_agreement=votes[rows, best] * possible,
+        agreed=possible & (votes.argmax(axis=1) == best) & votes.any(axis=1),
+        in_class_score=in_class_score(largest, cosine[:, 0]),
+    )
+
+
+def weigh_evidence(
+    scores: GuideScores,
+    labeled_positions: Integers,
+    combination: Integers,
+    allowed: Booleans,
+    neighbours: int,
+) -> Evidence:
+    """Weigh both views for every unlabeled photo, among the classes that its coarse taxa allow.
+
+    Args:
+        scores: of n labeled and unlabeled photos.
+        labeled_positions: (n,) class of each labeled photo as its position in the class table, -1 for unlabeled ones.
+        combination: (n,) each photo's combination of coarse taxa.
+        allowed: (combinations, c) whether the combination allows the class.
+        neighbours: labeled photos that vote.
+
+    Returns:
+        The evidence for the unlabeled photos, in order. Where no class is both allowed and in the guide's list,
+        ``possible`` is false, the class is the guide's first choice of all, and every figure is zero.
+    """
+    unlabeled = np.flatnonzero(labeled_positions < 0)
+    labeled = np.flatnonzero(labeled_positions >= 0)
+    nothing = np.zeros(len(unlabeled), dtype=np.float32)
+    never = np.zeros(len(unlabeled), dtype=np.bool_)
+    choice = scores.probabilities[unlabeled].argmax(axis=1)
+    whole = Evidence(choice, never, nothing, nothing.copy(), never.copy(), nothing.copy())
+    for number, open_classes in enumerate(allowed):
+        guides = labeled[open_classes[labeled_positions[labeled]]]
+        members = np.flatnonzero(combination[unlabeled] == number)
+        for start in range(0, len(members) if len(guides) else 0, _ROWS_AT_ONCE):
+            block = members[start : start + _ROWS_AT_ONCE]
+            part = weigh_photos(
+                scores.probabilities[unlabeled[block]] * open_classes,
+                scores.embeddings[unlabeled[block]],
+                scores.embeddings[guides],
+                labeled_positions[guides],
+                neighbours,
+            )
+            whole.position[block] = np.where(part.possible, part.position, choice[block])
+            whole.possible[block] = part.possible
+            whole.confidence[block] = part.confidence
+            whole.neighbour_agreement[block] = part.neighbour_agreement
+            whole.agreed[block] = part.agreed
+            whole.in_class_score[block] = part.in_class_score
+    return whole
