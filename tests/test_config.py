@@ -377,3 +377,15 @@ def test_the_schema_and_the_classes_that_receive_its_values_agree() -> None:
     for key in ("streams", "crop_margin"):
         assert fields(ModelSettings)[key] == MODEL_SCHEMA[key]["default"]
     assert set(stage_settings(config, "m", "plain")) == set(fields(StageSettings))
+
+
+def test_the_configurations_in_the_readme_can_be_used() -> None:
+    from snakemake.utils import update_config
+
+    blocks = re.findall(r"(?:^    .*\n)+", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    examples = [block for block in blocks if re.match(r"    \w+:( |\n)", block)]
+    assert len(examples) == 2
+    for example in examples:
+        config = copy.deepcopy(DEMO)
+        update_config(config, yaml.safe_load(example))
+        resolve(config)
