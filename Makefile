@@ -7,6 +7,9 @@ UV_VERSION := 0.13.9
 LOCK := requirements.lock
 # Cores for the workflow, e.g. `make demo CORES=4`.
 CORES ?= all
+# Of `make evidence`.
+SEEDS ?= 1 2 3
+CONFIGFILES ?= configs/grocery.yaml
 KILLS ?= 100
 # The interpreter that makes the environment: the first that is new enough and not newer than the locked wheels.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -24,7 +27,7 @@ export XDG_CACHE_HOME ?= $(CURDIR)/.cache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test kill-test test-gpu test-slurm test-conda lint format lock clean
+.PHONY: help env demo test evidence kill-test test-gpu test-slurm test-conda lint format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -45,6 +48,10 @@ test-slurm: env ## Install SLURM on this machine (Debian, as root) and run the t
 
 test-conda: env ## Run a chain of stages in conda environments; needs conda on the PATH
 	$(BIN)/python -m pytest -m conda -rs tests/test_conda.py $(PYTEST_ARGS)
+
+evidence: env ## Compare with the baselines over SEEDS (1 2 3), for CONFIGFILES (paths in them absolute); many hours on CPUs
+	$(BIN)/snakemake -s benchmarks/evidence.smk --cores $(CORES) --directory benchmarks/output/evidence \
+		--config configfiles="$(abspath $(CONFIGFILES))" seeds="$(SEEDS)"
 
 kill-test: env ## Kill the tiny workflow KILLS times (100) and compare all files with an undisturbed run; half an hour
 	$(BIN)/python -m tests.kill_run --kills $(KILLS) --seed 1

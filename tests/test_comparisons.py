@@ -1,5 +1,10 @@
 """The benchmarks that compare models: thresholds of the semi-supervised baselines, and figures over seeds."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +12,7 @@ import torch
 from benchmarks.consistency import AdaptiveThreshold, FixedThreshold, one_phase
 from benchmarks.seeds import difference_table, gap_table, interval
 from fieldmark.phases import Phase
+from tests.project import ROOT, TINY
 
 SURE = torch.tensor([[0.96, 0.02, 0.02], [0.6, 0.3, 0.1], [0.1, 0.5, 0.4]])
 
@@ -53,3 +59,22 @@ def test_differences_are_paired_and_the_gap_is_between_baseline_and_oracle() -> 
     lines = difference_table(hits, ["round0/m/r"], ["baseline/m/r"], 500, rng).splitlines()
     assert lines[2].startswith("| round0/m/r − baseline/m/r | +12.5 | +0.0 to ")
     assert gap_table(hits, "oracle/m/r", "baseline/m/r").splitlines()[2] == "| round0/m/r | 25 |"
+
+
+def test_the_comparison_plans_a_run_and_the_references_for_each_seed(tmp_path: Path) -> None:
+    settings = [f"configfiles={ROOT / TINY}", "seeds=1 2 3", "references=oracle long"]
+    call = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(ROOT / "benchmarks/evidence.smk"),
+        "--directory",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [*call, "--dry-run", "--quiet", "rules", "--cores", "1", "--config", *settings], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE))
+    assert counts["run_workflow"] == "3" and counts["train_reference"] == "12"
