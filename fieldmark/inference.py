@@ -11,7 +11,7 @@ from fieldmark.context import Context
 from fieldmark.crops import KeyRegions
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
-from fieldmark.models import Classifier
+from fieldmark.models import Classifier, fit_input_size
 from fieldmark.stage import Progress
 from fieldmark.views import collate, decode_side, fixed_views, normalise, sample_rectangles
 
@@ -61,6 +61,9 @@ def infer(
     fabric = hardware.one_device()
     wrapped = fabric.setup_module(model.eval(), move_to_device=True)
     side = round(model.architecture.image_size * plan.size)
+    if side != model.architecture.image_size:
+        # Transformers get their position embeddings resampled, and stay like that.
+        fit_input_size(model.backbone, side)
     decode = decode_side(side, max(plan.scales))
     progress = Progress("infer", len(paths))
     embeddings, probabilities = [], []

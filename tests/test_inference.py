@@ -14,7 +14,7 @@ from fieldmark.fitting import ModelSettings
 from fieldmark.hardware import Hardware
 from fieldmark.images import load_photo
 from fieldmark.inference import ViewPlan, infer
-from fieldmark.models import Classifier, load_classifier, save_classifier
+from fieldmark.models import Architecture, Classifier, load_classifier, save_classifier
 from fieldmark.photosets import PhotoSet
 from fieldmark.views import collate, decode_side, fixed_views, normalise, sample_rectangles
 from workflow.scripts.extract_features import extract_features
@@ -168,3 +168,10 @@ def test_an_empty_shard_gives_empty_tables(weights: Path, tmp_path: Path) -> Non
     predict_photos(empty, weights, ViewPlan(), 5, Hardware(), tmp_path / "p.parquet")
     for kind, name in (("features", "f"), ("guide_scores", "s"), ("predictions", "p")):
         assert read_table(kind, tmp_path / f"{name}.parquet").is_empty()
+
+
+def test_a_transformer_takes_views_larger_than_it_was_trained_on(toy: PhotoSet) -> None:
+    torch.manual_seed(0)
+    model = Classifier(Architecture("test_vit", 8, 3, 0, False, 64))
+    embeddings, probabilities = infer(model, toy.paths, ViewPlan(size=1.5), Hardware())
+    assert embeddings.shape == (len(toy.paths), 8) and np.isfinite(probabilities).all()
