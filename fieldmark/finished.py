@@ -5,7 +5,7 @@ user takes along to name new photos.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,9 +25,7 @@ _KEY = "fieldmark_ensemble"
 
 @dataclass(frozen=True)
 class Finished:
-    """A classifier ready for use: on photos alone, so models that also take places and dates do without.
-
-    Models of two streams get the full photo as its own key region, which they also see where none is found.
+    """A classifier ready for use; by itself on photos alone, without their places, dates and key regions.
 
     Attributes:
         members: networks with their share of the vote; the shares sum to 1.
@@ -39,18 +37,30 @@ class Finished:
     views: ViewPlan
     class_names: Sequence[str]
 
-    def probabilities(self, paths: Sequence[str], hardware: Hardware) -> np.ndarray:
+    def probabilities(
+        self, paths: Sequence[str], hardware: Hardware, context_of: Callable[[Architecture], Context] | None = None
+    ) -> np.ndarray:
         """(N, C) float32 probabilities of N photos.
+
+        Args:
+            paths: the photos.
+            hardware: device and precision; one device is used.
+            context_of: gives what is known of the photos beside them, as far as a network takes it.
 
         Raises:
             fieldmark.images.PhotoError: if one of them cannot be decoded.
         """
         mean = np.zeros((len(paths), len(self.class_names)), dtype=np.float32)
-        whole = np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (len(paths), 1))
         for model, share in self.members:
-            context = Context(boxes=whole) if model.architecture.streams == "photo_and_crop" else None
+            context = context_of(model.architecture) if context_of else _photos_alone(len(paths), model.architecture)
             mean += np.float32(share) * infer(model, paths, self.views, hardware, context=context)[1]
         return mean
+
+
+def _photos_alone(count: int, architecture: Architecture) -> Context:
+    """No place, no date, and for models of two streams the full photo as its own key region."""
+    crops = architecture.streams == "photo_and_crop"
+    return Context(boxes=np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (count if crops else 0, 1)))
 
 
 def save_finished(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fieldmark.artifacts import ArtifactError
 from fieldmark.classify import main, photos_below
+from fieldmark.context import Context
 from fieldmark.finished import load_finished, save_finished
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
@@ -116,3 +117,16 @@ def test_members_must_fit_the_classes_and_the_description(
     safetensors.torch.save_file({}, tmp_path / "torn.safetensors", metadata)
     with pytest.raises(ArtifactError, match="disagree"):
         load_finished(tmp_path / "torn.safetensors")
+
+
+def test_models_of_two_streams_see_the_full_photo_as_its_key_region(photos: Path, tmp_path: Path) -> None:
+    architecture = Architecture("test_resnet", 8, len(NAMES), 0, False, 32, streams="photo_and_crop")
+    model = build_classifier(architecture, "none", seed=2)
+    save_classifier(model, tmp_path / "model.safetensors")
+    save_finished({tmp_path / "model.safetensors": 1.0}, VIEWS, NAMES, tmp_path / "finished.safetensors")
+    paths = photos_below([str(photos)])
+    whole = Context(boxes=np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (len(paths), 1)))
+    expected = infer(model, paths, VIEWS, Hardware(), context=whole)[1]
+    found = load_finished(tmp_path / "finished.safetensors").probabilities(paths, Hardware())
+    np.testing.assert_array_equal(found, expected)
+    assert main([str(tmp_path / "finished.safetensors"), str(photos), "--output", str(tmp_path / "names.csv")]) == 0

@@ -32,6 +32,7 @@ def test_a_run_leaves_submission_report_and_evaluation(finished: Project) -> Non
 
 
 def test_the_finished_model_names_photos_like_the_ensemble(finished: Project) -> None:
+    from fieldmark.context import ContextTables
     from fieldmark.finished import load_finished
     from fieldmark.hardware import Hardware
 
@@ -42,7 +43,10 @@ def test_the_finished_model_names_photos_like_the_ensemble(finished: Project) ->
     )
     model = load_finished(results / "model/ensemble.safetensors")
     paths = [str(finished.folder / path) for path in photos["path"]]
-    found = np.sort(model.probabilities(paths, Hardware()), axis=1)[:, ::-1]
+    tables = ContextTables(photos, sorted((results / "detection/boxes").glob("*.parquet")))
+    ids = photos["image_id"].to_list()
+    probabilities = model.probabilities(paths, Hardware(), lambda architecture: tables.of(ids, architecture))
+    found = np.sort(probabilities, axis=1)[:, ::-1]
     np.testing.assert_allclose(found, expected["probabilities"].to_numpy(), atol=1e-4)
 
 
