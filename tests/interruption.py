@@ -73,16 +73,38 @@ class Invocation:
             for _ in self.follow(0.02):
                 pass
 
-    def kill_job(self, rule: str) -> bool:
-        """Kill the process of one job of a rule, if there is one; Snakemake lives on."""
+    def job(self, rule: str) -> psutil.Process | None:
+        """The process of one job of a rule, if there is one."""
         with contextlib.suppress(psutil.NoSuchProcess):  # they come and go while one looks
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 # A script's temporary copy is named after it.
                 command = process.cmdline()
                 if "python" in process.name() and command and command[-1].endswith(f".{rule}.py"):
-                    process.kill()
-                    return True
+                    return process
+        return None
+
+    def kill_job(self, rule: str) -> bool:
+        """Kill the process of one job of a rule, if there is one; Snakemake lives on."""
+        process = self.job(rule)
+        if process is None:
+            return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+            return True
         return False
+
+    @contextlib.contextmanager
+    def held(self, rule: str) -> Iterator[None]:
+        """A job of a rule that has begun stands still meanwhile, however slow the machine is."""
+        process = None
+        while process is None and self.process.poll() is None:
+            process = self.job(rule)
+        assert process is not None, "the job ended before it was seen"
+        process.suspend()
+        try:
+            yield
+        finally:
+            process.resume()
 
     def stop(self, sent: signal.Signals = signal.SIGKILL) -> str:
         """Send a signal to Snakemake and all its jobs, wait until none is left, and return what was written."""

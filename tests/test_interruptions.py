@@ -27,7 +27,8 @@ def test_signals_and_a_second_run_do_no_harm(finished: Project, project: Project
         run = Invocation(project, LOST, config=TINY)
         assert next(run.follow()) == "finetune_classifier"
         if number == 0:
-            second = project.snakemake(LOST, "--cores", "1", "--configfile", TINY)
+            with run.held("finetune_classifier"):
+                second = project.snakemake(LOST, "--cores", "1", "--configfile", TINY)
             assert second.returncode != 0 and "Directory cannot be locked" in second.stdout
             assert "--unlock" in second.stdout and "Traceback" not in second.stdout
         text = run.stop(sent)
