@@ -1,6 +1,7 @@
 """fieldmark: a few labeled photos and many unlabeled ones into a fine-grained image classifier."""
 
 import hashlib
+import math
 import os
 import re
 import sys

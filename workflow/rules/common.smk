@@ -134,15 +134,15 @@ def boxes_of_features(wildcards):
     return [] if int(wildcards.round) == 0 else boxes_of(wildcards)
 
 
-def job_resources(gpu=0, whole=True):
-    """Memory, time and GPUs of a job; memory and time grow with each attempt.
+def job_resources(gpu=0, whole=True, light=False):
+    """Memory, time and GPUs of a job; memory and time grow with each attempt. Jobs that are ``light`` compute little.
 
     They also grow with the photos, if the job reads ``whole`` tables and not a shard. How many there will be is not
     known before they are read, but a shard is meant to hold about ten thousand.
     """
     limits, shards = config["resources"], len(SHARDS) if whole else 0
-    memory = limits["mem_mb"] + shards * limits["mem_mb_per_shard"]
-    minutes = limits["runtime"] + shards * limits["runtime_per_shard"]
+    memory = min(limits["mem_mb"], 4000 if light else math.inf) + shards * limits["mem_mb_per_shard"]
+    minutes = min(limits["runtime"], 60 if light else math.inf) + shards * limits["runtime_per_shard"]
     return {
         "mem_mb": lambda wildcards, attempt: memory * attempt,
         "runtime": lambda wildcards, attempt: minutes * attempt,

@@ -63,7 +63,7 @@ rule shard_manifest:
         "../../envs/torch.yaml"
     threads: 1
     resources:
-        **job_resources(),
+        **job_resources(light=True),
     params:
         code=fingerprint("shard_manifest"),
     script:

@@ -62,6 +62,9 @@ rule probe_metadata:
         "results/benchmarks/baseline/metadata/probe_metadata.tsv"
     conda:
         "../../envs/core.yaml"
+    threads: 1
+    resources:
+        **job_resources(light=True),
     params:
         **named(metadata_probe(), top_k=config["predict"]["top_k"], seed=config["seed"]),
         code=fingerprint("probe_metadata"),
@@ -87,7 +90,7 @@ rule fit_ensemble:
         "../../envs/core.yaml"
     threads: 1
     resources:
-        **job_resources(),
+        **job_resources(light=True),
     params:
         **named(section("ensemble"), seed=config["seed"]),
         code=fingerprint("fit_ensemble"),
@@ -113,7 +116,7 @@ rule write_submission:
         "../../envs/core.yaml"
     threads: 1
     resources:
-        **job_resources(),
+        **job_resources(light=True),
     params:
         **named(section("submission")),
         code=fingerprint("write_submission"),
@@ -135,8 +138,9 @@ rule export_model:
         "results/benchmarks/export_model.tsv"
     conda:
         "../../envs/torch.yaml"
+    threads: 1
     resources:
-        **job_resources(),
+        **job_resources(light=True),
     params:
         views=section("predict", "top_k"),
         method=config["ensemble"]["method"],
@@ -170,7 +174,7 @@ rule evaluate_stages:
         "../../envs/core.yaml"
     threads: 1
     resources:
-        **job_resources(),
+        **job_resources(light=True),
     params:
         **named(section("evaluate"), seed=config["seed"]),
         code=fingerprint("evaluate_stages"),
@@ -204,7 +208,7 @@ rule render_report:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        **job_resources(),
+        **job_resources(light=True),
     params:
         title=config["title"],
         config=config,
