@@ -12,7 +12,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-from fieldmark.config import ConfigError, in_order, model_settings, resolve, stage_settings
+from fieldmark.config import ConfigError, in_order, model_settings, resolve, stage_settings, threads_and_gpus
 from fieldmark.fingerprint import fingerprint
 
 

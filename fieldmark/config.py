@@ -191,3 +191,19 @@ def stage_settings(config: Mapping[str, Any], model: str, stage: str) -> dict[st
     overrides = config["models"][model]["overrides"].get(stage, {})
     phases = [in_order({"name": stage, **phase, **overrides}) for phase in settings["phases"]]
     return {"prototype_strength": settings["prototype_strength"], "phases": phases}
+
+
+def threads_and_gpus(resources: Mapping[str, Any], cores: int | None, devices: Path = Path("/dev")) -> tuple[int, int]:
+    """Threads of a job, and GPUs of one that trains.
+
+    Args:
+        resources: the config's; ``auto`` stands for half of the cores, at most 8, and for one GPU if there is any.
+        cores: that Snakemake was given; None where a cluster has them.
+        devices: folder in which the system shows its GPUs.
+    """
+    threads, gpus = resources["threads"], resources["gpus"]
+    if threads == "auto":
+        threads = min(8, max(1, (cores or 16) // 2))
+    if gpus == "auto":
+        gpus = int(any(devices.glob("nvidia[0-9]*")))
+    return threads, gpus

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fieldmark.config import SCHEMA_FILE, STAGES, ConfigError, model_settings, resolve, stage_settings
+from fieldmark.config import SCHEMA_FILE, STAGES, ConfigError, model_settings, resolve, stage_settings, threads_and_gpus
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
@@ -389,3 +389,14 @@ def test_the_configurations_in_the_readme_can_be_used() -> None:
         config = copy.deepcopy(DEMO)
         update_config(config, yaml.safe_load(example))
         resolve(config)
+
+
+def test_what_a_job_may_use_follows_from_the_machine_unless_it_is_said(tmp_path: Path) -> None:
+    auto = {"threads": "auto", "gpus": "auto"}
+    assert [threads_and_gpus(auto, cores, tmp_path)[0] for cores in (1, 2, 5, 64, None)] == [1, 1, 2, 8, 8]
+    assert threads_and_gpus(auto, 2, tmp_path)[1] == 0
+    (tmp_path / "nvidiactl").touch()
+    assert threads_and_gpus(auto, 2, tmp_path)[1] == 0
+    (tmp_path / "nvidia3").touch()
+    assert threads_and_gpus(auto, 2, tmp_path)[1] == 1
+    assert threads_and_gpus({"threads": 5, "gpus": 4}, 2, tmp_path) == (5, 4)

@@ -20,13 +20,7 @@ OPENSET = config["data"]["openset"] is not None
 TRUTH = "results/data/truth.csv" if OPENSET else config["data"]["truth"]
 
 
-# Cores are not given where a cluster has them.
-THREADS = config["resources"]["threads"]
-if THREADS == "auto":
-    THREADS = min(8, max(1, (workflow.resource_settings.cores or 16) // 2))
-GPUS = config["resources"]["gpus"]
-if GPUS == "auto":
-    GPUS = int(any(Path("/dev").glob("nvidia[0-9]*")))
+THREADS, GPUS = threads_and_gpus(config["resources"], workflow.resource_settings.cores)
 
 
 def section(name, *leave_out):
@@ -211,3 +205,19 @@ def history_files():
     folders = [f"results/round{r}/{model}/{stage}" for r in ROUNDS for model in MODELS for stage in stages]
     folders += members() + [folder for folder in baselines() if Path(folder).name != "probe"]
     return [f"{folder}/history.parquet" for folder in folders]
+
+
+def finder_params():
+    """How regions are found; a detector's file says itself what it is, a backbone alone has to be named."""
+    keys = ["method", "min_score"]
+    if config["detection"]["method"] == "activation":
+        keys += ["backbone", "weights", "image_size"]
+    return {key: config["detection"][key] for key in keys}
+
+
+def detector_file():
+    """The detector that looks at the photos: one from elsewhere, the one trained here, or none."""
+    settings = config["detection"]
+    if settings["method"] != "detector":
+        return []
+    return settings["detector"] or "results/detection/detector.safetensors"

@@ -1,22 +1,6 @@
 """Key regions: a detector learned from the boxes in the data, and a box for every photo."""
 
 
-def finder_params():
-    """How regions are found; a detector's file says itself what it is, a backbone alone has to be named."""
-    keys = ["method", "min_score"]
-    if config["detection"]["method"] == "activation":
-        keys += ["backbone", "weights", "image_size"]
-    return {key: config["detection"][key] for key in keys}
-
-
-def detector_file():
-    """The detector that looks at the photos: one from elsewhere, the one trained here, or none."""
-    settings = config["detection"]
-    if settings["method"] != "detector":
-        return []
-    return settings["detector"] or "results/detection/detector.safetensors"
-
-
 rule train_detector:
     input:
         manifest=MANIFEST,
