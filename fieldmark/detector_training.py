@@ -210,9 +210,8 @@ class _Run:
                 keeper.save(fabric, lambda s=step: self._state(s + 1, optimizer, rows))  # type: ignore[misc]
 
     def _chosen(self, step: int) -> np.ndarray:
-        """This device's share of the step's batch: indices of photos."""
-        batch = self.sampler.positions(step * self.phase.batch_size, self.phase.batch_size)
-        return batch[self.fabric.global_rank :: self.fabric.world_size]
+        """The step's batch: indices of photos."""
+        return self.sampler.positions(step * self.phase.batch_size, self.phase.batch_size)
 
     def _step(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
         phase, device = self.phase, self.fabric.device

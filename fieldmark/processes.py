@@ -70,6 +70,7 @@ def _run(work: Callable[[], None], hardware: Hardware, folder: Path) -> None:
     with _started(_commands(hardware, folder, environment)) as started:
         log.info("started %d processes on %d nodes", hardware.processes, hardware.nodes)
         while None in (codes := [process.poll() for process in started]) and not any(codes):
+            # Of several processes, whichever ends first counts, and Python can wait for one only: so look often.
             time.sleep(0.05)
         failed = [number for number, code in enumerate(codes) if code]
     if failed:

@@ -65,6 +65,7 @@ def test_a_gpu_trains_and_infers_as_the_cpu_does(
         np.testing.assert_allclose(value, wanted, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
+# What it compares is two devices with one; with processes on a CPU, tests/test_parallel.py does the same everywhere.
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device only")
 def test_two_gpus_train_as_one_does(toy: PhotoSet, tmp_path: Path) -> None:
     expected = trained(toy, Hardware("cuda"), tmp_path / "one")

@@ -178,8 +178,7 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path, suffix: str) ->
             assert error.reason
 
 
-# File permissions do not bind root, so the case cannot be made there; as any other user the test runs.
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="file permissions do not bind root; any other user runs this test")
 def test_unreadable_permissions(tmp_path: Path) -> None:
     halves().save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").chmod(0)

@@ -132,7 +132,7 @@ def fail(how: str) -> None:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError("no such photo")
-    time.sleep(600)
+    signal.pause()  # until it is ended, which is what the test is about
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_an_error_in_one_process_ends_all_and_names_it(tmp_path: Path, how: str,
 def wait_for_ever(folder: Path) -> None:
     """Tell that this process runs, and stay."""
     (folder / os.environ["RANK"]).write_text(str(os.getpid()), encoding="utf-8")
-    time.sleep(600)
+    signal.pause()
 
 
 def test_the_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_the_processes_end_with_the_one_that_started_them(tmp_path: Path) -> Non
     files = [tmp_path / "0", tmp_path / "1"]
     while not all(file.exists() and file.read_text() for file in files):
         assert parent.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.05)  # no child of this process, so there is nothing to wait on: look again
     parent.kill()
     parent.wait()
     for file in files:
         # Ended, and reaped or waiting to be: a process that sleeps on would keep its command line.
         command = Path(f"/proc/{file.read_text()}/cmdline")
         while command.exists() and command.read_bytes():
-            time.sleep(0.05)
+            time.sleep(0.05)  # as above

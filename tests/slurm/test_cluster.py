@@ -107,6 +107,7 @@ class Run:
         """Wait until something is true of the cluster."""
         while not true():
             assert self.process.poll() is None, self.output.read_text(encoding="utf-8")[-5000:]
+            # SLURM tells its state only when asked, and asking all the time would take the core from its jobs.
             time.sleep(0.02)
 
     def running(self, rule: str = "") -> list[str]:
