@@ -96,6 +96,8 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
     low, high = config["demo"]["labeled_per_class"]
     if low > high:
         yield f"demo.labeled_per_class: expected [fewest, most], found [{low}, {high}]"
+    if data["format"] == "demo" and config["track"] == "semi_supervised" and not config["demo"]["unlabeled"]:
+        yield "demo.unlabeled: expected at least 1, because track is semi_supervised; found 0"
     if data["format"] == "torchvision" and not (data["dataset"] and data["openset"]):
         yield "data.dataset, data.openset: expected both, because data.format is torchvision"
     if data["openset"] and data["truth"]:
