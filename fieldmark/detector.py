@@ -4,7 +4,6 @@ FCOS (Tian et al. 2019) from torchvision on a feature pyramid (Lin et al. 2017) 
 of stride 8, 16 and 32. It needs no anchors of a chosen size, so nothing but the image size is to be set for new data.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
@@ -21,10 +18,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import FeaturePyramidNetwork
 
-from fieldmark.artifacts import ArtifactError, write_atomically
+from fieldmark.artifacts import ArtifactError
 from fieldmark.boxes import Floats, out_of_windows
 from fieldmark.hardware import Hardware
 from fieldmark.models import Architecture, WeightsError, build_classifier
+from fieldmark.weights_file import load_weights, save_weights
 from fieldmark.whole_photos import whole_photos
 
 STRIDES = (8, 16, 32)
@@ -161,9 +159,7 @@ def detect(model: Detector, paths: Sequence[str], hardware: Hardware) -> tuple[F
 
 def save_detector(model: Detector, target: str | Path) -> None:
     """Write weights and architecture to one ``.safetensors`` file, atomically."""
-    metadata = {"detector": json.dumps(asdict(model.architecture), sort_keys=True)}
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(Path(target), lambda path: safetensors.torch.save_file(state, path, metadata))
+    save_weights(target, "detector", asdict(model.architecture), model.state_dict())
 
 
 def load_detector(source: str | Path) -> Detector:
@@ -173,17 +169,10 @@ def load_detector(source: str | Path) -> Detector:
         ArtifactError: if the file is missing, damaged or not one of ours.
     """
     remedy = "delete it and run the workflow again, and train_detector will make it anew"
+    description, state = load_weights(source, "detector", remedy)
     try:
-        with safetensors.safe_open(str(source), framework="pt") as opened:
-            description = (opened.metadata() or {}).get("detector")
-            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{source}: missing or damaged detector ({error}); {remedy}") from error
-    if description is None:
-        raise ArtifactError(f"{source}: no detector in its metadata; {remedy}")
-    try:
-        model = Detector(DetectorArchitecture(**json.loads(description)))
+        model = Detector(DetectorArchitecture(**description))
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError) as error:
         raise ArtifactError(f"{source}: its weights and its architecture disagree ({error}); {remedy}") from error
     return model

@@ -4,23 +4,22 @@ The file is a safetensors file (no code in it can run), needs neither configurat
 user takes along to name new photos.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
 
-from fieldmark.artifacts import ArtifactError, write_atomically
+from fieldmark.artifacts import ArtifactError
 from fieldmark.context import Context
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
+from fieldmark.models import DESCRIPTION as ARCHITECTURE
 from fieldmark.models import Architecture, Classifier
+from fieldmark.weights_file import load_weights, save_weights
 
-# One key for all: safetensors writes several in an order that changes from call to call.
-_KEY = "fieldmark_ensemble"
+# Names the file's description in its metadata.
+_DESCRIPTION = "fieldmark_ensemble"
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,8 @@ def save_finished(
     """
     tensors, described = {}, []
     for number, (path, share) in enumerate(members.items()):
-        try:
-            with safetensors.safe_open(str(path), framework="pt") as opened:
-                architecture = json.loads((opened.metadata() or {})["architecture"])
-                tensors.update({f"{number}.{key}": opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError, KeyError) as error:
-            raise ArtifactError(
-                f"{path}: no model file, or a damaged one ({error}); delete it and run again"
-            ) from error
+        architecture, state = load_weights(path, ARCHITECTURE, "delete it and run again")
+        tensors.update({f"{number}.{key}": tensor for key, tensor in state.items()})
         if architecture["classes"] != len(class_names):
             raise ArtifactError(
                 f"{path}: has {architecture['classes']} classes, expected the {len(class_names)} of the class "
@@ -94,8 +87,7 @@ def save_finished(
             )
         described.append({"share": share, "architecture": architecture})
     content = {"members": described, "views": asdict(views), "class_names": list(class_names)}
-    metadata = {_KEY: json.dumps(content, sort_keys=True)}
-    write_atomically(Path(target), lambda path: safetensors.torch.save_file(tensors, path, metadata))
+    save_weights(target, _DESCRIPTION, content, tensors)
 
 
 def load_finished(source: str | Path) -> Finished:
@@ -104,18 +96,9 @@ def load_finished(source: str | Path) -> Finished:
     Raises:
         ArtifactError: if the file is missing, damaged or something else.
     """
+    remedy = "expected the finished classifier that the workflow leaves in results/model/"
+    content, state = load_weights(source, _DESCRIPTION, remedy)
     try:
-        with safetensors.safe_open(str(source), framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{source}: missing or damaged ({error}); expected a finished classifier") from error
-    if _KEY not in metadata:
-        raise ArtifactError(
-            f"{source}: not a finished classifier; expected the file that the workflow leaves in results/model/"
-        )
-    try:
-        content = json.loads(metadata[_KEY])
         members = []
         for number, member in enumerate(content["members"]):
             model = Classifier(Architecture.of(member["architecture"]))
@@ -123,5 +106,5 @@ def load_finished(source: str | Path) -> Finished:
             model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
             members.append((model.eval(), float(member["share"])))
         return Finished(members, ViewPlan(**content["views"]), content["class_names"])
-    except (RuntimeError, TypeError, KeyError, json.JSONDecodeError) as error:
+    except (RuntimeError, TypeError, KeyError) as error:
         raise ArtifactError(f"{source}: its weights and its description disagree ({error}); make it anew") from error

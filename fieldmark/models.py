@@ -1,27 +1,27 @@
 """The classifier: a timm backbone, an embedding layer (neck), what is known beside, a head; its weights on disk."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import safetensors
-import safetensors.torch
 import timm
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
 from fieldmark.arcface import LINEAR, CosineHead, HeadSettings
-from fieldmark.artifacts import ArtifactError, write_atomically
+from fieldmark.artifacts import ArtifactError
 from fieldmark.fusion import MetadataFusion
 from fieldmark.metadata import NO_METADATA, MetadataSettings
 from fieldmark.pretrained import WeightsError, pretrained_backbone
 from fieldmark.prototypes import PrototypeBlend
+from fieldmark.weights_file import load_weights, save_weights
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-
+# Names the architecture in the metadata of a model file.
+DESCRIPTION = "architecture"
 
 Streams = Literal["photo", "photo_and_crop"]
 _NESTED = {"head": HeadSettings, "metadata": MetadataSettings}
@@ -229,9 +229,7 @@ def load_pretrained(model: Classifier, weights: str) -> None:
 
 def save_classifier(model: Classifier, target: str | Path) -> None:
     """Write weights and architecture to one ``.safetensors`` file, atomically."""
-    metadata = {"architecture": json.dumps(model.architecture.describe(), sort_keys=True)}
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(Path(target), lambda path: safetensors.torch.save_file(state, path, metadata))
+    save_weights(target, DESCRIPTION, model.architecture.describe(), model.state_dict())
 
 
 def load_classifier(source: str | Path, dropout: float = 0.0, drop_path: float = 0.0) -> Classifier:
@@ -241,18 +239,11 @@ def load_classifier(source: str | Path, dropout: float = 0.0, drop_path: float =
         ArtifactError: if the file is missing, damaged or not one of ours.
     """
     remedy = "delete it and run the workflow again, and its stage will make it anew"
+    description, state = load_weights(source, DESCRIPTION, remedy)
     try:
-        with safetensors.safe_open(str(source), framework="pt") as opened:
-            description = (opened.metadata() or {}).get("architecture")
-            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{source}: missing or damaged model file ({error}); {remedy}") from error
-    if description is None:
-        raise ArtifactError(f"{source}: no architecture in its metadata, so not a fieldmark model; {remedy}")
-    try:
-        model = Classifier(Architecture.of(json.loads(description)), dropout, drop_path)
+        model = Classifier(Architecture.of(description), dropout, drop_path)
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, json.JSONDecodeError) as error:
+    except (RuntimeError, TypeError) as error:
         raise ArtifactError(f"{source}: its weights and its architecture disagree ({error}); {remedy}") from error
     return model
 
@@ -298,6 +289,6 @@ def is_classifier_file(source: str) -> bool:
         return False
     try:
         with safetensors.safe_open(source, framework="pt") as opened:
-            return "architecture" in (opened.metadata() or {})
+            return DESCRIPTION in (opened.metadata() or {})
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{source}: damaged model file ({error})") from error

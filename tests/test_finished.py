@@ -101,7 +101,7 @@ def test_nothing_to_do_or_a_wrong_file_is_said_plainly(
     assert main([str(finished), str(tmp_path)]) == 2
     assert "no photos in" in capsys.readouterr().err
     assert main([str(next(iter(models))), str(tmp_path)]) == 2
-    assert "not a finished classifier" in capsys.readouterr().err
+    assert "no fieldmark_ensemble in its metadata" in capsys.readouterr().err
     assert main([str(tmp_path / "none.safetensors"), str(tmp_path)]) == 2
     assert "missing or damaged" in capsys.readouterr().err
 
@@ -111,7 +111,7 @@ def test_members_must_fit_the_classes_and_the_description(
 ) -> None:
     with pytest.raises(ArtifactError, match="has 3 classes, expected the 2"):
         save_finished(models, VIEWS, NAMES[:2], tmp_path / "x.safetensors")
-    with pytest.raises(ArtifactError, match="no model file"):
+    with pytest.raises(ArtifactError, match="no architecture in its metadata"):
         save_finished({finished: 1.0}, VIEWS, NAMES, tmp_path / "x.safetensors")
     metadata = {"fieldmark_ensemble": json.dumps({"members": []})}
     safetensors.torch.save_file({}, tmp_path / "torn.safetensors", metadata)
