@@ -2,12 +2,13 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.miniatures import make_semi_inat
+from tests.miniatures import make_inat_2021, make_semi_inat
 from tests.project import ROOT, TINY, Project, fresh_project
 
 GPU_RULES = {
@@ -18,8 +19,11 @@ GPU_RULES = {
     "refine_backbone",
     "finetune_classifier",
     "predict_photos",
+    "train_detector",
+    "detect_photos",
 }
 LIGHT_RULES = {
+    "probe_metadata",
     "shard_manifest",
     "fit_ensemble",
     "write_submission",
@@ -48,22 +52,40 @@ def asked(project: Project, *arguments: str) -> dict[str, dict[str, str]]:
     return {rule: dict(pair.split("=", 1) for pair in kinds.pop().split(", ")) for rule, kinds in found.items()}
 
 
-def test_every_job_of_the_full_size_settings_says_what_it_needs(project: Project, tmp_path: Path) -> None:
-    make_semi_inat(tmp_path)
-    settings = yaml.safe_load((ROOT / "configs/semi_inat_2021.yaml").read_text(encoding="utf-8"))["resources"]
-    options = ("--configfile", "configs/semi_inat_2021.yaml", "--config", f"data={{root: {tmp_path}}}")
-    needs = asked(project, *options)
+@pytest.mark.parametrize(("name", "make"), [("semi_inat_2021", make_semi_inat), ("inat_2021", make_inat_2021)])
+def test_every_job_of_the_full_size_settings_says_what_it_needs(
+    name: str, make: Callable[[Path], None], project: Project, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    config = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8"))
+    settings, shards = config["resources"], config["shards"]
+    per_shard = settings.get("mem_mb_per_shard", 200)
+    needs = asked(project, "--configfile", f"configs/{name}.yaml", "--config", f"data={{root: {tmp_path}}}")
+    rows = {
+        rule: (need["threads"], need.get("gpu", ""), need["mem_mb"], need["runtime"]) for rule, need in needs.items()
+    }
     for rule, need in needs.items():
-        gpus = int(need.get("gpu", 0))
-        print(f"{rule:22} {need['threads']:>3} {need['mem_mb']:>8} {need['runtime']:>6} {gpus:>3}")
+        print(f"{rule:22} {need['threads']:>3} {need.get('gpu', 0):>3} {need['mem_mb']:>8} {need['runtime']:>6}")
         if rule in LIGHT_RULES:
-            assert (need["mem_mb"], need["runtime"]) == (str(4000 + 32 * 200), str(60 + 32 * 2))
+            assert (need["mem_mb"], need["runtime"]) == (str(4000 + shards * per_shard), str(60 + shards * 2))
         else:
             assert int(need["mem_mb"]) >= settings["mem_mb"] and int(need["runtime"]) >= settings["runtime"]
         assert need["slurm_partition"] == ("gpu" if rule in GPU_RULES else "cpu")
-        assert (gpus > 0) == (rule in GPU_RULES)
-    assert needs["pretrain_backbone"]["gpu"] == str(settings["gpus"]) and needs["extract_features"]["gpu"] == "1"
-    assert needs["cluster_photos"]["mem_mb"] > needs["extract_features"]["mem_mb"]
+        assert (int(need.get("gpu", 0)) > 0) == (rule in GPU_RULES)
+    assert needs["finetune_classifier"]["gpu"] == str(settings["gpus"]) and needs["predict_photos"]["gpu"] == "1"
+    assert documented(f"configs/{name}.yaml") == rows
+
+
+def documented(config: str) -> dict[str, tuple[str, ...]]:
+    """Rule → threads, GPUs, memory and minutes in the table of docs/cluster.md that follows its name."""
+    text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8").partition(f"(`{config}`")[2]
+    table = [line for line in text.split("\n\n")[1].splitlines() if "`" in line]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {
+        rule: tuple(cell.replace(",", "") for cell in rest)
+        for first, *rest in rows
+        for rule in re.findall(r"`(\w+)`", first)
+    }
 
 
 @pytest.mark.parametrize("shards", [2, 20])
