@@ -13,10 +13,12 @@ from tests.project import (
     ALL,
     BASELINE,
     END,
+    FEATURES,
     INGESTION,
     PARTS,
     PROBE,
     REGIONS,
+    ROUNDS,
     TINY,
     Job,
     Project,
@@ -126,7 +128,6 @@ def lose(*names: str) -> Edit:
 
 
 TWO_STAGE = {job for job in ALL if job.recipe == "two_stage"} | only(*END)
-LAYERWISE = onwards("finetune_classifier") - {job for job in TWO_STAGE if job.run == "round0"} | baseline("layerwise")
 # A second model joins the clustering, and so changes all that follows; what is of one model alone stays.
 SECOND_MODEL = all_jobs(models=("tiny", "other"))
 EXTRA_RECIPE = {"phases": [{"steps": 2, "batch_size": 16, "learning_rate": 0.001}]}
@@ -140,7 +141,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("nothing", append(""), set()),
     ("comments in every script and module", remark_everywhere, set()),
     ("new times of all files of the project", touch_everything, set()),
-    ("`fieldmark/losses.py`", program("fieldmark/losses.py"), onwards("pretrain_backbone") | BASELINE),
+    ("`fieldmark/losses.py`", program("fieldmark/losses.py"), ROUNDS | BASELINE),
     ("`fieldmark/inference.py`", program("fieldmark/inference.py"), AFTER_SHARDS - REGIONS),
     ("`fieldmark/clustering.py`", program("fieldmark/clustering.py"), onwards("cluster_photos")),
     ("`fieldmark/selection.py`", program("fieldmark/selection.py"), onwards("select_pseudo_labels")),
@@ -158,6 +159,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("`title`", configure(title="Other moths"), only("render_report")),
     ("`seed`", configure(seed=2), ALL),
     ("`track` to supervised", configure(track="supervised"), only(*END)),
+    ("`start`", configure(start="pretrained"), ROUNDS),
     ("`rounds` from 2 to 3", configure(rounds=3), onwards("extract_features", 2, all_jobs(rounds=3))),
     (
         "`shards`",
@@ -177,13 +179,13 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
         onwards("cluster_photos"),
     ),
     ("`models.*.image_size`", configure(models__tiny__image_size=48), AFTER_SHARDS - REGIONS),
-    ("`models.*.head`", configure(models__tiny__head={"loss": "softmax"}), onwards("pretrain_backbone") | BASELINE),
+    ("`models.*.head`", configure(models__tiny__head={"loss": "softmax"}), ROUNDS | BASELINE),
     (
         "`models.*.metadata.encoding`",
         configure(models__tiny__metadata__encoding="geo_prior"),
-        onwards("pretrain_backbone") | BASELINE | only("probe_metadata"),
+        ROUNDS | BASELINE | only("probe_metadata"),
     ),
-    ("`models.*.dropout`", configure(models__tiny__dropout=0.1), onwards("pretrain_backbone") | BASELINE),
+    ("`models.*.dropout`", configure(models__tiny__dropout=0.1), ROUNDS | BASELINE),
     (
         "`models.*.overrides.guide`",
         configure(models__tiny__overrides={"guide": {"learning_rate": 0.002}}),
@@ -209,9 +211,13 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("`pretrain`", configure(pretrain__phases__0__steps=5), onwards("pretrain_backbone")),
     ("`guide`", configure(guide__phases__0__steps=5), onwards("train_guide")),
     ("`refine`", configure(refine__phases__0__steps=5), onwards("refine_backbone")),
-    ("`recipes.*`, the first of a model", configure(recipes__layerwise__phases__0__steps=5), LAYERWISE),
+    (
+        "`recipes.*`, the first of a model",
+        configure(recipes__layerwise__phases__0__steps=5),
+        ROUNDS | baseline("layerwise"),
+    ),
     ("`recipes.*`, another one of a model", configure(recipes__two_stage__phases__0__steps=5), TWO_STAGE),
-    ("`augmentation`", configure(augmentation__rotation=20), onwards("pretrain_backbone") | BASELINE),
+    ("`augmentation`", configure(augmentation__rotation=20), ROUNDS | BASELINE),
     ("`predict.scales`", configure(predict__scales=[1.0, 1.2]), only("predict_photos", *END)),
     (
         "`predict.top_k`",
@@ -219,6 +225,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
         onwards("score_photos") | PROBE | only("predict_photos", "probe_metadata"),
     ),
     ("`ensemble.method`", configure(ensemble__method="greedy"), only(*END)),
+    ("`ensemble.supervised`", configure(ensemble__supervised=False), only(*END)),
     ("`evaluate`", configure(evaluate__resamples=200), only("evaluate_stages", "render_report")),
     ("`submission`", configure(submission__top_k=3), only("write_submission", "render_report")),
     ("`compute.precision`", configure(compute__precision="bf16-mixed"), AFTER_SHARDS),
@@ -229,8 +236,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     (
         "the label of a photo, after `snakemake results/data/shards/0.parquet`",
         relabel_and_ingest,
-        AFTER_SHARDS - {job for job in ALL if job.rule == "extract_features" and job.run == "round0"}
-        | only("probe_metadata"),
+        AFTER_SHARDS - FEATURES | only("probe_metadata"),
     ),
     ("a lost artifact that nothing outdated needs", lose("round0/clusters.parquet"), set()),
     ("the lost submission", lose("submission.csv"), only("write_submission")),

@@ -59,7 +59,7 @@ def all_jobs(
     }
     jobs |= {Job("train_detector"), *(Job("detect_photos", shard=str(shard)) for shard in range(shards))}
     for run in ("baseline", *(f"round{number}" for number in range(rounds))):
-        for rule in BY_RECIPE if run == "baseline" else CHAIN:
+        for rule in ("extract_features", *BY_RECIPE) if run == "baseline" else CHAIN:
             for model in [""] if rule in OF_ALL_MODELS else models:
                 for recipe in recipes if rule in BY_RECIPE else [""]:
                     for shard in range(shards) if rule in BY_SHARD else [""]:
@@ -94,7 +94,9 @@ def baseline(*recipes: str) -> set[Job]:
 
 
 ALL = all_jobs()
+FEATURES = {job for job in ALL if job.rule == "extract_features" and job.run == "baseline"}
 PROBE = only("probe_features")
+ROUNDS = onwards("extract_features")
 BASELINE = baseline("layerwise", "two_stage")
 INGESTION = only("generate_demo", "ingest_photos")
 AFTER_SHARDS = ALL - INGESTION - only("shard_manifest", "probe_metadata")

@@ -31,7 +31,7 @@ def test_the_full_size_configuration_plans_three_rounds_of_four_models(fresh: Pr
     members = {(job.run, job.model, job.recipe) for job in jobs if job.rule == "finetune_classifier"}
     assert len({model for _, model, _ in members}) == 4
     assert {run for run, _, _ in members} == {"baseline", "round0", "round1", "round2"}
-    assert len([job for job in jobs if job.rule == "extract_features"]) == 3 * 4 * 32
+    assert len([job for job in jobs if job.rule == "extract_features"]) == (1 + 3) * 4 * 32
 
 
 def test_the_full_size_configuration_ingests_a_miniature(fresh: Project, semi_inat: Path, tmp_path: Path) -> None:

@@ -4,14 +4,14 @@
 rule extract_features:
     input:
         shard="results/data/shards/{shard}.parquet",
-        weights=previous_model,
+        weights=embedding_model,
         boxes=boxes_of_features,
     output:
-        "results/round{round}/{model}/features/{shard}.parquet",
+        "results/{run}/{model}/features/{shard}.parquet",
     log:
-        "results/logs/round{round}/{model}/extract_features/{shard}.log",
+        "results/logs/{run}/{model}/extract_features/{shard}.log",
     benchmark:
-        "results/benchmarks/round{round}/{model}/extract_features/{shard}.tsv"
+        "results/benchmarks/{run}/{model}/extract_features/{shard}.tsv"
     conda:
         "../../envs/torch.yaml"
     threads: THREADS

@@ -39,8 +39,9 @@ def named(*sections, **single):
 
 
 def members():
-    """Every (run, model, recipe) that votes: the rounds' models, or in the supervised track all that are trained."""
-    runs = ["baseline"] if SUPERVISED else [f"round{r}" for r in ROUNDS]
+    """Every (run, model, recipe) that votes: the rounds' models, and the supervised ones if these are to vote, too."""
+    runs = ["baseline"] if SUPERVISED or config["ensemble"]["supervised"] else []
+    runs += [f"round{r}" for r in ROUNDS]
     return [
         f"results/{run}/{model}/{recipe}"
         for run in runs
@@ -85,13 +86,17 @@ def box_files():
     return [f"results/detection/boxes/{shard}.parquet" for shard in SHARDS if config["detection"]["method"] != "none"]
 
 
-def previous_model(wildcards):
-    """What a round starts from: nothing of ours in round 0, later the previous round's model of the first recipe."""
-    number = int(wildcards.round)
-    if number == 0:
+def previous_model(number, model):
+    """What a round starts from: the model of the first recipe, of the previous round or in round 0 the supervised one."""
+    if number == 0 and config["start"] == "pretrained":
         return []
-    recipe = config["models"][wildcards.model]["recipes"][0]
-    return f"results/round{number - 1}/{wildcards.model}/{recipe}/model.safetensors"
+    run = f"round{number - 1}" if number else "baseline"
+    return f"results/{run}/{model}/{config['models'][model]['recipes'][0]}/model.safetensors"
+
+
+def pretraining_start(wildcards):
+    """What pre-training on clusters starts from."""
+    return previous_model(int(wildcards.round), wildcards.model)
 
 
 def refined_model(wildcards):
@@ -123,9 +128,16 @@ def boxes_of(wildcards):
     return [f"results/detection/boxes/{shard}.parquet" for shard in shards]
 
 
+def embedding_model(wildcards):
+    """What photos are embedded with: what the round starts from; for the linear probe pretrained weights."""
+    if wildcards.run == "baseline":
+        return []
+    return previous_model(int(wildcards.run.removeprefix("round")), wildcards.model)
+
+
 def boxes_of_features(wildcards):
-    """The same for embedding; pretrained weights, which round 0 embeds with, see the photo alone."""
-    return [] if int(wildcards.round) == 0 else boxes_of(wildcards)
+    """The key regions for embedding; pretrained weights see the photo alone."""
+    return boxes_of(wildcards) if embedding_model(wildcards) else []
 
 
 def job_resources(gpu=0, whole=True, light=False):

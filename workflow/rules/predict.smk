@@ -30,7 +30,7 @@ rule probe_features:
     input:
         manifest=MANIFEST,
         classes=CLASSES,
-        features=expand("results/round0/{{model}}/features/{shard}.parquet", shard=SHARDS),
+        features=expand("results/baseline/{{model}}/features/{shard}.parquet", shard=SHARDS),
     output:
         "results/baseline/{model}/probe/predictions/0.parquet",
     log:
@@ -92,7 +92,7 @@ rule fit_ensemble:
     resources:
         **job_resources(light=True),
     params:
-        **named(section("ensemble"), seed=config["seed"]),
+        **named(section("ensemble", "supervised"), seed=config["seed"]),
         code=fingerprint("fit_ensemble"),
     script:
         "../scripts/fit_ensemble.py"
@@ -158,7 +158,7 @@ rule evaluate_stages:
         kept_clusters=expand("results/round{round}/kept_clusters.parquet", round=ROUNDS),
         pseudo_labels=expand("results/round{round}/pseudo_labels.parquet", round=ROUNDS),
         boxes=box_files(),
-        predictions=prediction_files([*baselines(), *members()]),
+        predictions=prediction_files(dict.fromkeys([*baselines(), *members()])),
         ensemble_predictions="results/ensemble/predictions.parquet",
         ensemble_weights="results/ensemble/weights.parquet",
         # The truth of unlabeled and test photos goes here and nowhere else.

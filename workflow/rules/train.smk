@@ -6,7 +6,7 @@ rule pretrain_backbone:
         manifest=MANIFEST,
         clusters="results/round{round}/clusters.parquet",
         kept_clusters="results/round{round}/kept_clusters.parquet",
-        weights=previous_model,
+        weights=pretraining_start,
         boxes=boxes_of,
     output:
         weights="results/round{round}/{model}/pretrain/model.safetensors",

@@ -1,4 +1,4 @@
-"""S1: embed every photo of a shard with pretrained weights (round 0) or the previous round's model."""
+"""S1: embed every photo of a shard with the best model so far; for the linear probe, with pretrained weights."""
 
 from fieldmark.stage import start
 
