@@ -3,7 +3,7 @@
 ``oracle``: the true labels of every in-class unlabeled photo. The gap between supervised fine-tuning and this is what
 unlabeled photos can be worth; the pipeline's share of it is the fair measure of the pipeline.
 
-``long``: supervised fine-tuning for as many steps as a whole round of the pipeline takes, pre-training to fine-tuning.
+``long``: supervised fine-tuning for as many steps as lead to the pipeline's last model, through all rounds.
 
 ``naive``: pseudo-labels from the supervised model wherever it is at least 95 % sure, foreign photos or not.
 
@@ -49,8 +49,8 @@ THRESHOLDS: dict[str, Callable[[int], FixedThreshold | AdaptiveThreshold]] = {
     "fixmatch": lambda classes: FixedThreshold(),
     "freematch": AdaptiveThreshold,
 }
-AS_LONG_AS_A_ROUND = ("long", *THRESHOLDS)
-NAMES = ("oracle", "naive", *AS_LONG_AS_A_ROUND)
+AS_LONG_AS_THE_PIPELINE = ("long", *THRESHOLDS)
+NAMES = ("oracle", "naive", *AS_LONG_AS_THE_PIPELINE)
 
 
 def load_script(name: str) -> ModuleType:
@@ -129,15 +129,21 @@ class Reference:
         """A table of the run's data."""
         return self.results / "data" / f"{name}.parquet"
 
+    def pipeline_steps(self) -> int:
+        """Steps that lead to the last round's model of the recipe: supervised start, and every stage of every round."""
+        first = self.config["models"][self.model]["recipes"][0]
+        start = [first] if self.config["start"] == "supervised" else []
+        rounds = self.config["rounds"]
+        stages = [*start, *["pretrain", "guide", "refine"] * rounds, *[first] * (rounds - 1), self.recipe]
+        return sum(steps_of(stage_settings(self.config, self.model, stage)) for stage in stages)
+
     def recipe_settings(self) -> dict[str, Any]:
-        """The recipe; with as many steps in all as a round takes, where the reference is to match that."""
+        """The recipe; with as many steps in all as the pipeline takes, where the reference is to match that."""
         settings = stage_settings(self.config, self.model, self.recipe)
-        if self.name in AS_LONG_AS_A_ROUND:
-            own = steps_of(settings)
-            others = (stage_settings(self.config, self.model, stage) for stage in ("pretrain", "guide", "refine"))
-            whole = own + sum(map(steps_of, others))
+        if self.name in AS_LONG_AS_THE_PIPELINE:
+            factor = self.pipeline_steps() / steps_of(settings)
             for phase in settings["phases"]:
-                phase["steps"] = round(phase["steps"] * whole / own)
+                phase["steps"] = round(phase["steps"] * factor)
         return settings
 
     def train(self, manifest: pl.DataFrame, truth: dict[str, int]) -> None:

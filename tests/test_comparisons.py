@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from benchmarks.consistency import AdaptiveThreshold, FixedThreshold, one_phase
+from benchmarks.references import Reference
 from benchmarks.seeds import difference_table, gap_table, interval
+from fieldmark.config import resolve
 from fieldmark.phases import Phase
 from tests.project import ROOT, TINY
 
@@ -59,6 +62,17 @@ def test_differences_are_paired_and_the_gap_is_between_baseline_and_oracle() -> 
     lines = difference_table(hits, ["round0/m/r"], ["baseline/m/r"], 500, rng).splitlines()
     assert lines[2].startswith("| round0/m/r − baseline/m/r | +12.5 | +0.0 to ")
     assert gap_table(hits, "oracle/m/r", "baseline/m/r").splitlines()[2] == "| round0/m/r | 25 |"
+
+
+def test_a_long_reference_takes_as_many_steps_as_lead_to_the_last_model() -> None:
+    config = resolve(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
+    steps = {name: sum(phase["steps"] for phase in stage["phases"]) for name, stage in config["recipes"].items()}
+    others = sum(phase["steps"] for stage in ("pretrain", "guide", "refine") for phase in config[stage]["phases"])
+    for recipe, own in steps.items():
+        expected = 2 * steps["layerwise"] + 2 * others + own  # supervised, round 0, and round 1 by this recipe
+        for name, count in (("long", expected), ("freematch", expected), ("naive", own), ("oracle", own)):
+            reference = Reference(config, Path(), name, "lite0", recipe, 1)
+            assert sum(phase["steps"] for phase in reference.recipe_settings()["phases"]) == count
 
 
 def test_the_comparison_plans_a_run_and_the_references_for_each_seed(tmp_path: Path) -> None:

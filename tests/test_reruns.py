@@ -18,7 +18,9 @@ def test_a_stage_whose_output_came_out_the_same_stops_the_wave(finished: Project
     stages = ("extract_features", "filter_clusters", "select_pseudo_labels")
     program(*(f"workflow/scripts/{stage}.py" for stage in stages))(project)
     # What is left of each wave is that of the next edited stage; the last one's is that of round 1.
-    project.make(*(f"results/{run}/tiny/features/{shard}.parquet" for run in ("baseline", "round0") for shard in (0, 1)))
+    project.make(
+        *(f"results/{run}/tiny/features/{shard}.parquet" for run in ("baseline", "round0") for shard in (0, 1))
+    )
     assert project.planned() == onwards("filter_clusters")
     project.make("results/round0/kept_clusters.parquet")
     assert project.planned() == onwards("select_pseudo_labels")
