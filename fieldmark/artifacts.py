@@ -61,7 +61,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "classes": pa.schema(
         [
             _required("class_id", pa.int32()),
-            _required("name", pa.string()),
+            _required("name", pa.string()),  # the source's own, as submissions need it; often a number
+            pa.field("title", pa.string()),  # for people, where the source tells one
             *_TAXON_FIELDS,
             _required("labeled_count", pa.int32()),
         ]

@@ -69,6 +69,7 @@ class Photos:
         columns = {
             "class_id": range(self.classes),
             "name": [f"class {c}" for c in range(self.classes)],
+            "title": none,
             **{taxon: none for taxon in TAXA},
             "family": of_class,
             "labeled_count": [self.class_id.count(c) for c in range(self.classes)],

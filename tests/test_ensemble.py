@@ -225,7 +225,7 @@ def make_workspace(folder, members=3, classes=5, val=40, test=30):
     )
     write_table(manifest, "manifest", folder / "manifest.parquet")
     known = pl.DataFrame({"class_id": range(classes), "name": [f"c{i}" for i in range(classes)]}).with_columns(
-        pl.col("class_id").cast(pl.Int32), labeled_count=pl.lit(4, pl.Int32), **taxa
+        pl.col("class_id").cast(pl.Int32), labeled_count=pl.lit(4, pl.Int32), title=pl.lit(None, pl.String), **taxa
     )
     write_table(known, "classes", folder / "classes.parquet")
     paths = []

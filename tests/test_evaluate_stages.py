@@ -57,7 +57,7 @@ def classes_of(names):
     taxa = dict.fromkeys(TAXA, pl.lit(None, pl.String))
     counts = [3 + i for i in range(len(names))]
     return pl.DataFrame({"class_id": range(len(names)), "name": names, "labeled_count": counts}).with_columns(
-        pl.col("class_id", "labeled_count").cast(pl.Int32), **taxa
+        pl.col("class_id", "labeled_count").cast(pl.Int32), title=pl.lit(None, pl.String), **taxa
     )
 
 

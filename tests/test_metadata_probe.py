@@ -29,7 +29,7 @@ def write_photos(folder: Path, told: bool = True, labeled: int = 40) -> None:
     kinds |= {f"box_{part}": pl.Float32 for part in "xywh"}
     write_table(pl.DataFrame(rows, schema_overrides=kinds, infer_schema_length=None), "manifest", folder / "m.parquet")
     classes = pl.DataFrame({"class_id": [0, 1], "name": ["n", "s"], "labeled_count": [20, 20]})
-    nulls = [pl.lit(None, pl.String).alias(taxon) for taxon in TAXA]
+    nulls = [pl.lit(None, pl.String).alias(taxon) for taxon in ("title", *TAXA)]
     write_table(classes.with_columns(nulls), "classes", folder / "c.parquet")
 
 

@@ -52,7 +52,7 @@ def make_workspace(folder, classes=4, spread=0.4):
     ).drop("truth")
     write_table(manifest, "manifest", folder / "manifest.parquet")
     known = pl.DataFrame({"class_id": range(classes), "name": [str(c) for c in range(classes)]}).with_columns(
-        pl.col("class_id").cast(pl.Int32), labeled_count=pl.lit(9, pl.Int32), **taxa
+        pl.col("class_id").cast(pl.Int32), labeled_count=pl.lit(9, pl.Int32), title=pl.lit(None, pl.String), **taxa
     )
     write_table(known, "classes", folder / "classes.parquet")
     paths = []

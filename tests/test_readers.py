@@ -108,6 +108,7 @@ def test_ambiguous_unlabeled_name(semi_inat: Path) -> None:
 def test_coco(tmp_path: Path) -> None:
     write_coco(tmp_path, coco())
     candidates, classes = to_candidates(read_listing("demo", tmp_path, tmp_path), ["family"])
+    assert classes["title"].to_list() == ["a", "b"]  # in the order of the ids
     assert classes["name"].to_list() == ["3", "7"] and classes["order"].to_list() == ["O", "O"]
     found = rows(candidates)
     first = found["x/1"]

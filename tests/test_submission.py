@@ -41,7 +41,7 @@ def manifest_of(rows):
 
 
 def classes_of(names):
-    taxa = dict.fromkeys(TAXA, pl.lit(None, pl.String))
+    taxa = dict.fromkeys(("title", *TAXA), pl.lit(None, pl.String))
     counts = [3, 9, 9, 1, 5, 2, 2][: len(names)]
     return pl.DataFrame({"class_id": range(len(names)), "name": names, "labeled_count": counts}).with_columns(
         pl.col("class_id", "labeled_count").cast(pl.Int32), **taxa

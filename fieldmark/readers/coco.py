@@ -66,7 +66,8 @@ def _classes(document: dict[str, object], where: str) -> list[Row]:
         if name in rows:
             raise DataError(f"{where}: categories[{position}]: id {name!r} occurs twice")
         if name != UNKNOWN_CATEGORY:
-            rows[name] = {"name": name, **{taxon: text(entry.get(taxon)) for taxon in TAXA}}
+            taxa = {taxon: text(entry.get(taxon)) for taxon in TAXA}
+            rows[name] = {"name": name, "title": text(entry.get("name")), **taxa}
     if all(name.isascii() and name.isdigit() for name in rows):
         return [rows[name] for name in sorted(rows, key=int)]
     return [rows[name] for name in sorted(rows)]

@@ -23,7 +23,7 @@ PHOTO_COLUMNS: dict[str, type[pl.DataType]] = {
     "box_w": pl.Float64,
     "box_h": pl.Float64,
 }
-CLASS_COLUMNS: dict[str, type[pl.DataType]] = {"name": pl.String, **dict.fromkeys(TAXA, pl.String)}
+CLASS_COLUMNS: dict[str, type[pl.DataType]] = {"name": pl.String, "title": pl.String, **dict.fromkeys(TAXA, pl.String)}
 
 Row = dict[str, str | float | None]
 

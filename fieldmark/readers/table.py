@@ -93,4 +93,4 @@ def _classes(photos: pl.DataFrame, source: Path) -> pl.DataFrame:
         classes = classes.sort(pl.col("name").cast(pl.Int64), "name")
     else:
         classes = classes.sort("name")
-    return classes.select(*CLASS_COLUMNS)
+    return classes.with_columns(title=pl.lit(None, pl.String)).select(*CLASS_COLUMNS)

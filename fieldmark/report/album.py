@@ -34,16 +34,6 @@ class Strip:
     kind: str = ""
 
 
-def class_labels(classes: pl.DataFrame) -> dict[int, str]:
-    """What each class is called on the page: its name, and where that is only a number, its finest taxon before it."""
-    labels = {}
-    for row in classes.iter_rows(named=True):
-        taxa = [row[taxon] for taxon in ("genus", "family", "order", "class") if row[taxon]]
-        number = row["name"].isdigit()
-        labels[row["class_id"]] = f"{taxa[0] if taxa else 'class'} {row['name']}" if number else row["name"]
-    return labels
-
-
 class Album:
     """Thumbnails of the manifest's photos, each decoded once."""
 

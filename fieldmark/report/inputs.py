@@ -9,9 +9,10 @@ from typing import Any
 import polars as pl
 
 from fieldmark.artifacts import ArtifactError, read_table
+from fieldmark.class_names import class_labels
 from fieldmark.methods import chosen_method
 from fieldmark.predictions import round_of
-from fieldmark.report.album import Album, class_labels
+from fieldmark.report.album import Album
 
 
 @dataclass(frozen=True)

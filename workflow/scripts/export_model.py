@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from fieldmark.artifacts import read_table
+from fieldmark.class_names import class_labels
 from fieldmark.finished import save_finished
 from fieldmark.inference import ViewPlan
 from fieldmark.methods import chosen_method
@@ -39,7 +40,7 @@ def export_model(
     chosen = chosen_method(method, read_table("scores", scores))
     votes = read_table("ensemble_weights", weights).filter(pl.col("method") == chosen, pl.col("weight") > 0)
     members = {models[name]: share for name, share in votes.select("member", "weight").iter_rows()}
-    names = read_table("classes", classes).sort("class_id")["name"].to_list()
+    names = list(class_labels(read_table("classes", classes).sort("class_id")).values())
     save_finished(members, views, names, target)
     log.info("%s: %d of %d members, %s weights", target.name, len(members), len(models), chosen)
 
