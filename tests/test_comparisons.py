@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from benchmarks.consistency import AdaptiveThreshold, FixedThreshold, one_phase
+from benchmarks.foreign_detectors import foreign_share, standard_detectors
 from benchmarks.references import Reference
 from benchmarks.seeds import difference_table, gap_table, interval
 from fieldmark.config import resolve
@@ -92,3 +93,19 @@ def test_the_comparison_plans_a_run_and_the_references_for_each_seed(tmp_path: P
     assert done.returncode == 0, done.stderr
     counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE))
     assert counts["run_workflow"] == "3" and counts["train_reference"] == "12"
+
+
+def test_standard_detectors_of_foreign_photos_are_as_published() -> None:
+    logits = np.array([[2.0, 0.0, -1.0], [30.0, 30.0, 0.0]])
+    embeddings, labeled = np.eye(3)[:2], np.array([[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    found = standard_detectors(logits, embeddings, labeled)
+    np.testing.assert_allclose(found["energy"], np.log(np.exp(logits).sum(axis=1)))
+    np.testing.assert_allclose(found["maximum softmax"], [np.exp(2) / np.exp(logits[0]).sum(), 0.5])
+    np.testing.assert_allclose(found["nearest labeled photo"], [0.6, 0.8])
+
+
+def test_the_foreign_share_is_that_of_the_shortest_list_with_the_recall() -> None:
+    in_class = np.array([True, False, True, True, False, True, False])
+    scores = -np.arange(7.0)
+    assert foreign_share(scores, in_class, 0.75) == pytest.approx(1 / 4)
+    assert foreign_share(scores, in_class, 1.0) == pytest.approx(2 / 6)

@@ -1,0 +1,118 @@
+"""How well foreign photos are told from in-class ones, beside the standard detectors.
+
+After a finished run with a truth table: ``python -m benchmarks.foreign_detectors --configfile configs/grocery.yaml``.
+
+The standard ones score the unlabeled photos with the run's supervised model: maximum softmax probability (Hendrycks and
+Gimpel 2017), energy (Liu et al. 2020: the log-sum-exp of the logits), and the cosine to the nearest labeled photo in
+its embedding (Sun et al. 2022). The pipeline's own score is each round's ``in_class_score``.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+from snakemake.utils import update_config
+
+from benchmarks.tables import markdown
+from fieldmark.artifacts import read_table
+from fieldmark.config import resolve
+from fieldmark.evaluation import auroc, auroc_interval
+from fieldmark.hardware import Hardware
+from fieldmark.inference import ViewPlan, infer
+from fieldmark.models import Classifier, load_classifier
+from fieldmark.truth import read_truth
+
+Scores = np.ndarray
+RECALL = 0.75
+
+
+def logits_of(model: Classifier, paths: list[str], hardware: Hardware) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) unit embeddings and (N, C) logits of the middle view of N photos."""
+    found: list[np.ndarray] = []
+
+    def keep(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        found.append(output.float().cpu().numpy())
+
+    handle = model.head.register_forward_hook(keep)
+    embeddings, _ = infer(model, paths, ViewPlan(), hardware)
+    handle.remove()
+    return embeddings, np.concatenate(found)
+
+
+def standard_detectors(logits: np.ndarray, embeddings: np.ndarray, labeled: np.ndarray) -> dict[str, Scores]:
+    """(N,) scores by detector, higher for photos that look in-class.
+
+    Args:
+        logits: (N, C) of the photos.
+        embeddings: (N, D) of the photos, unit rows.
+        labeled: (M, D) of the labeled photos, unit rows.
+    """
+    largest = logits.max(axis=1, keepdims=True)
+    energy = largest[:, 0] + np.log(np.exp(logits - largest).sum(axis=1))
+    return {
+        "maximum softmax": np.exp(largest[:, 0] - energy),
+        "energy": energy,
+        "nearest labeled photo": (embeddings @ labeled.T).max(axis=1),
+    }
+
+
+def foreign_share(scores: Scores, in_class: np.ndarray, recall: float = RECALL) -> float:
+    """Share of foreign photos among those that must be taken to have ``recall`` of the in-class ones."""
+    ranked = in_class[np.argsort(-scores, kind="stable")]
+    taken = int(np.searchsorted(np.cumsum(ranked), recall * in_class.sum())) + 1
+    return float(1 - ranked[:taken].mean())
+
+
+def table(scores: dict[str, Scores], in_class: np.ndarray) -> str:
+    """AUROC with its 95 % interval and the foreign share at the recall, in Markdown."""
+    rows = []
+    for name, own in scores.items():
+        area = auroc(own, in_class)
+        low, high = auroc_interval(area, int(in_class.sum()), int((~in_class).sum()))
+        rows.append([name, f"{area:.3f}", f"{low:.3f} to {high:.3f}", f"{100 * foreign_share(own, in_class):.1f}"])
+    return markdown(["score", "AUROC", "95 % interval", f"foreign at {100 * RECALL:.0f} % recall, %"], rows)
+
+
+def detectors(config: dict[str, Any], results: Path, threads: int) -> str:
+    """The table for a finished run."""
+    data = {
+        name: read_table(name, results / "data" / f"{name}.parquet") for name in ("manifest", "classes", "rejected")
+    }
+    truth = read_truth(config["data"]["truth"], data["manifest"], data["classes"], data["rejected"]["path"].to_list())
+    photos = data["manifest"].filter(pl.col("image_id").is_in(list(truth)), split="unlabeled").sort("image_id")
+    in_class = np.array([truth[image_id] >= 0 for image_id in photos["image_id"]])
+    name, model = next(iter(config["models"].items()))
+    supervised = load_classifier(results / "baseline" / name / model["recipes"][0] / "model.safetensors")
+    hardware = Hardware(precision=config["compute"]["precision"], decode_threads=threads)
+    embeddings, logits = logits_of(supervised, photos["path"].to_list(), hardware)
+    labeled, _ = logits_of(supervised, data["manifest"].filter(split="labeled")["path"].to_list(), hardware)
+    scores = standard_detectors(logits, embeddings, labeled)
+    for number in range(config["rounds"]):
+        own = read_table("pseudo_labels", results / f"round{number}" / "pseudo_labels.parquet")
+        own = photos.select("image_id").join(own, on="image_id", how="left", maintain_order="left")
+        scores[f"in-class score, round {number}"] = own["in_class_score"].to_numpy()
+    return table(scores, in_class)
+
+
+def main() -> None:
+    """Read the configuration, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configfile", action="append", default=[], help="as for Snakemake, over config.yaml")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    torch.set_num_threads(options.threads)
+    config: dict[str, Any] = {}
+    for file in [Path(__file__).parent.parent / "config.yaml", *options.configfile]:
+        update_config(config, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+    print(detectors(resolve(config), options.results, options.threads))
+
+
+if __name__ == "__main__":
+    main()
