@@ -2,9 +2,11 @@
 
 A ladder of models, each with one part more than the one before: softmax, ArcFace, place and date, the crop of the key
 region, augmentation; then test-time views, then the ways to weight all of these models. Same backbone, recipe and
-photos; a model that passes two images through the backbone takes half the steps, so that compute is the same, and is
-trained with all steps as well for comparison. The data must be there: ``snakemake results/data/shards/0.parquet``, and
-for detected key regions those of every shard below ``results/detection/boxes``; without them, annotated boxes are used.
+photos; a model that passes two images through the backbone takes half the steps, so that compute is the same. Beside
+the ladder it is trained with all steps as well, and compared with the same model without the crop.
+
+The data must be there: ``snakemake results/data/shards/0.parquet``, and for detected key regions those of every shard
+below ``results/detection/boxes``; without them, annotated boxes are used. ``configs/demo_supervised.yaml`` has them.
 
 Accuracy is that on the test photos, averaged over seeds of the training. Intervals of differences are of a bootstrap
 over seeds and photos together. Weights are fitted on val photos. Runs that are done are not repeated unless their
@@ -47,12 +49,23 @@ Hits = np.ndarray
 
 @dataclass(frozen=True)
 class Rung:
-    """A model of the ladder, and how many images of a photo pass its backbone."""
+    """A model to train.
+
+    Attributes:
+        name: in the table.
+        model: its settings.
+        augmentation: of its training views.
+        against: the rung it is compared with.
+        passes: by how much its steps are divided, as so many images of a photo pass its backbone.
+        votes: whether it is on the ladder, and votes with the others there.
+    """
 
     name: str
     model: ModelSettings
     augmentation: Augmentation
+    against: str | None = None
     passes: int = 1
+    votes: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Data:
 
 
 def ladder(model: ModelSettings, augmentation: Augmentation) -> list[Rung]:
-    """The models, each with one part more; the last is the one before at twice the compute."""
+    """The models of the ladder, each with one part more, then two beside it: without and with the crop, equal steps."""
     bare = replace(augmentation, rotation=0.0, color=0.0, erase=0.0, mixup=0.0, cutmix=0.0)
     plain = replace(model, head=replace(model.head, loss="softmax"), metadata=replace(model.metadata, encoding="none"))
     plain = replace(plain, streams="photo")
@@ -76,11 +89,12 @@ def ladder(model: ModelSettings, augmentation: Augmentation) -> list[Rung]:
     cropped = replace(placed, streams="photo_and_crop")
     return [
         Rung("softmax", plain, bare),
-        Rung("+ ArcFace", margin, bare),
-        Rung("+ place and date", placed, bare),
-        Rung("+ crop", cropped, bare, passes=2),
-        Rung("+ augmentation", cropped, augmentation, passes=2),
-        Rung("the same, all steps", cropped, augmentation),
+        Rung("+ ArcFace", margin, bare, "softmax"),
+        Rung("+ place and date", placed, bare, "+ ArcFace"),
+        Rung("+ crop", cropped, bare, "+ place and date", passes=2),
+        Rung("+ augmentation", cropped, augmentation, "+ crop", passes=2),
+        Rung("without crop, all steps", placed, augmentation, "+ place and date", votes=False),
+        Rung("with crop, all steps", cropped, augmentation, "without crop, all steps", votes=False),
     ]
 
 
@@ -242,14 +256,13 @@ def ablation(
             files = run(data, rung, plan, views, folder, config["predict"]["top_k"])
             lists = {view: read_lists(path, data.classes) for view, path in files.items()}
             found.setdefault(rung.name, []).append(hits(lists["plain"], data.labels["test"]))
-            if rung.name != rungs[-1].name:
+            if rung.votes:
                 members.append(lists["tta"])
         found.setdefault("+ test-time views", []).append(hits(members[-1], data.labels["test"]))
         for method, own_hits in weighted(members, data, search):
             found.setdefault(method, []).append(own_hits)
-    names = [rung.name for rung in rungs[:-1]]
-    references = dict(zip(names[1:], names, strict=False))
-    references |= {rungs[-1].name: names[-1], "+ test-time views": names[-1]}
+    references = {rung.name: rung.against for rung in rungs if rung.against}
+    references["+ test-time views"] = [rung.name for rung in rungs if rung.votes][-1]
     methods = [method for method in found if method.startswith("all models")]
     references |= dict(zip(methods, ["+ test-time views", *methods], strict=False))
     frame = summary(found, references)

@@ -17,12 +17,17 @@ def test_each_rung_adds_one_part_at_the_same_compute() -> None:
         ("softmax", "none", "photo"),
         ("arcface", "none", "photo"),
         ("arcface", "sphere", "photo"),
-        *[("arcface", "sphere", "photo_and_crop")] * 3,
+        *[("arcface", "sphere", "photo_and_crop")] * 2,
+        ("arcface", "sphere", "photo"),
+        ("arcface", "sphere", "photo_and_crop"),
     ]
-    assert [r.augmentation.color for r in rungs] == [0, 0, 0, 0, 0.3, 0.3]
+    assert [r.augmentation.color for r in rungs] == [0, 0, 0, 0, 0.3, 0.3, 0.3]
+    names = [rung.name for rung in rungs]
+    assert [rung.against for rung in rungs] == [None, *names[:4], names[2], names[5]]
+    assert [rung.votes for rung in rungs] == [True] * 5 + [False] * 2
     stage = StageSettings([{"steps": 150}, {"steps": 60}])
     steps = [[phase["steps"] for phase in with_steps(stage, r.passes, None).phases] for r in rungs]
-    assert steps == [[150, 60]] * 3 + [[75, 30]] * 2 + [[150, 60]]
+    assert steps == [[150, 60]] * 3 + [[75, 30]] * 2 + [[150, 60]] * 2
 
 
 def test_intervals_hold_the_spread_of_seeds_and_photos() -> None:

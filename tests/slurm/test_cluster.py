@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 import yaml
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slurm
 
 HERE = Path(__file__).resolve().parent
 CONFIGURATION = ("--configfile", TINY, "tests/slurm/cluster.yaml")
+GIVE_UP = 1800  # seconds; it takes a few minutes, and without this a job that hangs would take forever
 GPU_RULES = {
     "extract_features",
     "pretrain_backbone",
@@ -45,6 +47,15 @@ def call(*command: str | Path) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout}"
     return done.stdout
+
+
+def trains(process: psutil.Process, job: str) -> bool:
+    """Whether a process runs the script of a job."""
+    try:
+        ours = process.environ().get("SLURM_JOB_ID") == job
+        return ours and any("/.snakemake/scripts/" in part for part in process.cmdline()[:2])
+    except psutil.Error:
+        return False
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +116,10 @@ class Run:
 
     def wait(self, true: Callable[[], object]) -> None:
         """Wait until something is true of the cluster."""
+        end = time.monotonic() + GIVE_UP
         while not true():
             assert self.process.poll() is None, self.output.read_text(encoding="utf-8")[-5000:]
+            assert time.monotonic() < end, f"nothing more happens: {call('squeue', '--states', 'all')}"
             # SLURM tells its state only when asked, and asking all the time would take the core from its jobs.
             time.sleep(0.02)
 
@@ -124,7 +137,9 @@ class Run:
         self.wait(lambda: self.running(rule))
         (number,) = self.running(rule)
         self.wait(checkpoint.exists)
-        call("scancel", "--signal", "STOP", number)
+        # Not by scancel: a job that SLURM itself has stopped is called STOPPED for good, whatever becomes of it.
+        (training,) = [process for process in psutil.process_iter() if trains(process, number)]
+        training.suspend()
         assert checkpoint.exists()
         return number
 
@@ -150,9 +165,10 @@ def run(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]
         call("scontrol", "requeue", run.halted("refine_backbone", "refine"))
         number = run.halted("finetune_classifier_wildcards_round0", "two_stage")
         call("scontrol", "update", f"jobid={number}", "timelimit=1")
-        run.process.wait()
+        run.process.wait(GIVE_UP)
     finally:
-        run.process.terminate()
+        # Not terminated: it would wait for its jobs, which may be what hangs. They end with the cluster.
+        run.process.kill()
         run.process.wait()
     for job in run.jobs():
         print("  ".join(job))
