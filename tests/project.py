@@ -33,6 +33,8 @@ DETECTION = ("train_detector", "detect_photos")
 BY_SHARD = ("extract_features", "score_photos", "predict_photos")
 BY_RECIPE = ("finetune_classifier", "predict_photos")
 OF_ALL_MODELS = ("cluster_photos", "filter_clusters", "select_pseudo_labels", "recluster_selection")
+# What embeds, trains or predicts, hence may hold a GPU.
+GPU_RULES = {*CHAIN, *DETECTION} - {*OF_ALL_MODELS}
 BEGINNING = ("generate_demo", "ingest_photos", "shard_manifest")
 END = ("fit_ensemble", "write_submission", "export_model", "evaluate_stages", "render_report")
 

@@ -9,19 +9,8 @@ import pytest
 import yaml
 
 from tests.miniatures import make_inat_2021, make_semi_inat
-from tests.project import ROOT, TINY, Project, fresh_project
+from tests.project import GPU_RULES, ROOT, TINY, Project, fresh_project
 
-GPU_RULES = {
-    "extract_features",
-    "pretrain_backbone",
-    "train_guide",
-    "score_photos",
-    "refine_backbone",
-    "finetune_classifier",
-    "predict_photos",
-    "train_detector",
-    "detect_photos",
-}
 LIGHT_RULES = {
     "probe_metadata",
     "shard_manifest",

@@ -14,22 +14,13 @@ import psutil
 import pytest
 import yaml
 
-from tests.project import TINY, Project, fresh_project
+from tests.project import GPU_RULES, TINY, Project, fresh_project
 
 pytestmark = pytest.mark.slurm
 
 HERE = Path(__file__).resolve().parent
 CONFIGURATION = ("--configfile", TINY, "tests/slurm/cluster.yaml")
 GIVE_UP = 1800  # seconds; it takes a few minutes, and without this a job that hangs would take forever
-GPU_RULES = {
-    "extract_features",
-    "pretrain_backbone",
-    "train_guide",
-    "score_photos",
-    "refine_backbone",
-    "finetune_classifier",
-    "predict_photos",
-}
 
 
 class Job(NamedTuple):
