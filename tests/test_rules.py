@@ -129,3 +129,9 @@ def test_a_rule_has_log_benchmark_environment_and_fingerprint(rule: str) -> None
         (path,) = re.findall(rf'{directive}:\n +"(.*)"', text)
         assert path.startswith(f"results/{directive}s/") and rule in path
     assert "run:" not in text and "shell:" not in text
+
+
+def test_no_job_is_given_a_file_twice(fresh: Project) -> None:
+    text = fresh.succeed("--dry-run", "--cores", "2", "--configfile", TINY)
+    inputs = [line.split(", ") for line in re.findall(r"^    input: (.*)$", text, flags=re.MULTILINE)]
+    assert len(inputs) > len(ALL) / 2 and all(len(files) == len(set(files)) for files in inputs)

@@ -66,6 +66,11 @@ def baselines():
     ] + alone
 
 
+def judged():
+    """Whatever predicts, each once: supervised models may be baselines and members."""
+    return list(dict.fromkeys([*baselines(), *members()]))
+
+
 def metadata_probe():
     """How the probe of places and dates encodes them: as the first model that takes them; empty if none does."""
     settings = [model["metadata"] for model in config["models"].values() if model["metadata"]["encoding"] != "none"]
@@ -215,7 +220,7 @@ def history_files():
     """The history of every training job of every round, and of supervised fine-tuning."""
     stages = ("pretrain", "guide", "refine")
     folders = [f"results/round{r}/{model}/{stage}" for r in ROUNDS for model in MODELS for stage in stages]
-    folders += members() + [folder for folder in baselines() if Path(folder).name != "probe"]
+    folders += [folder for folder in judged() if Path(folder).name != "probe"]
     return [f"{folder}/history.parquet" for folder in folders]
 
 

@@ -158,7 +158,7 @@ rule evaluate_stages:
         kept_clusters=expand("results/round{round}/kept_clusters.parquet", round=ROUNDS),
         pseudo_labels=expand("results/round{round}/pseudo_labels.parquet", round=ROUNDS),
         boxes=box_files(),
-        predictions=prediction_files(dict.fromkeys([*baselines(), *members()])),
+        predictions=prediction_files(judged()),
         ensemble_predictions="results/ensemble/predictions.parquet",
         ensemble_weights="results/ensemble/weights.parquet",
         # The truth of unlabeled and test photos goes here and nowhere else.
