@@ -135,3 +135,10 @@ def test_no_job_is_given_a_file_twice(fresh: Project) -> None:
     text = fresh.succeed("--dry-run", "--cores", "2", "--configfile", TINY)
     inputs = [line.split(", ") for line in re.findall(r"^    input: (.*)$", text, flags=re.MULTILINE)]
     assert len(inputs) > len(ALL) / 2 and all(len(files) == len(set(files)) for files in inputs)
+
+
+def test_the_supervised_demo_plans_detection_and_both_recipes_without_rounds(fresh: Project) -> None:
+    jobs = fresh.planned(config="configs/demo_supervised.yaml")
+    assert {job.recipe for job in jobs if job.rule == "finetune_classifier"} == {"layerwise", "two_stage"}
+    assert {"train_detector", "detect_photos", "probe_metadata"} <= {job.rule for job in jobs}
+    assert not [job for job in jobs if job.run.startswith("round")]
