@@ -38,7 +38,7 @@ demo: env ## Draw the demo photos and run the workflow to results/submission.csv
 	$(BIN)/snakemake --cores $(CORES)
 
 test: env ## Run the tests; PYTEST_ARGS="-k name" passes options on
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 test-gpu: env ## Compare training and inference on a GPU with the CPU; skipped without one
 	$(BIN)/python -m pytest -m gpu -rs tests/test_gpu.py $(PYTEST_ARGS)

@@ -25,13 +25,6 @@ COLORS = [(220, 40, 40), (40, 200, 40), (40, 40, 220)]
 SIZES = [(44, 40), (40, 52), (48, 48), (64, 40)]  # width, height
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run a file's tests, and all tests of the finished run, so that no fixture is made twice."""
-    for item in items:
-        group = "finished" if "finished" in getattr(item, "fixturenames", ()) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> "PhotoSet":
     """Twelve noisy photos of various sizes in three classes, told apart by their colour."""
