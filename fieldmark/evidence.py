@@ -45,7 +45,7 @@ class Evidence:
     possible: Booleans  # (n,) whether the guide gives any probability to a class of the photo's coarse taxa
     confidence: Floats  # (n,) its probability among these classes
     neighbour_agreement: Floats  # (n,) share of the votes of the nearest labeled photos for it
-    agreed: Booleans  # (n,) whether it is also the neighbours' first choice
+    agreed: Booleans  # (n,) whether it is also the neighbours' first choice, if any vote
     in_class_score: Floats  # (n,) see in_class_score()
 
 
@@ -183,24 +183,26 @@ def weigh_photos(
         queries: (n, d) unit rows of the photos.
         labeled: (m, d) unit rows of the labeled photos of the open classes.
         labeled_positions: (m,) their classes, as positions 0 to c - 1.
-        neighbours: how many of them vote, limited to m.
+        neighbours: how many of them vote, limited to m; 0: none does, and every photo counts as agreed upon.
     """
     index = faiss.IndexFlatIP(labeled.shape[1])
     index.add(np.ascontiguousarray(labeled))
-    cosine, found = index.search(np.ascontiguousarray(queries), min(neighbours, len(labeled)))
+    cosine, found = index.search(np.ascontiguousarray(queries), min(max(neighbours, 1), len(labeled)))
+    voters = found[:, :neighbours]
     counts = np.bincount(labeled_positions, minlength=probabilities.shape[1])
     # Classes that are not open have no labeled photo here and get no vote; 1 only avoids a division by zero.
-    votes = neighbour_votes(cosine, labeled_positions[found], np.maximum(counts, 1))
+    votes = neighbour_votes(cosine[:, :neighbours], labeled_positions[voters], np.maximum(counts, 1))
     rows = np.arange(len(queries))
     best = probabilities.argmax(axis=1)
     largest, total = probabilities[rows, best], probabilities.sum(axis=1)
     possible = total > 0
+    named = (votes.argmax(axis=1) == best) & votes.any(axis=1)
     return Evidence(
         position=best,
         possible=possible,
         confidence=largest / np.where(possible, total, 1),
         neighbour_agreement=votes[rows, best] * possible,
-        agreed=possible & (votes.argmax(axis=1) == best) & votes.any(axis=1),
+        agreed=possible & (named if neighbours else True),
         in_class_score=in_class_score(largest, cosine[:, 0]),
     )
 
@@ -219,7 +221,7 @@ def weigh_evidence(
         labeled_positions: (n,) class of each labeled photo as its position in the class table, -1 for unlabeled ones.
         combination: (n,) each photo's combination of coarse taxa.
         allowed: (combinations, c) whether the combination allows the class.
-        neighbours: labeled photos that vote.
+        neighbours: labeled photos that vote; 0: the guide alone decides.
 
     Returns:
         The evidence for the unlabeled photos, in order. Where no class is both allowed and in the guide's list,

@@ -291,6 +291,7 @@ def run(photos: Photos, folder: Path, shards: int = 2, **changes: object) -> pl.
         "pca_dim": 12,
         "clusters_per_class": 3,
         "min_photos_per_cluster": 5,
+        "labeled_seeds": True,
         "iterations": 10,
         "seed": 1,
     }
@@ -323,6 +324,16 @@ def test_stage_parts_families_whose_photos_look_alike(tmp_path: Path) -> None:
     table = run(photos, tmp_path)
     _, family = in_order(photos)
     assert all(len(set(family[table["cluster"].to_numpy() == c])) == 1 for c in set(table["cluster"]))
+
+
+def test_without_labeled_seeds_labels_do_not_matter(tmp_path: Path) -> None:
+    photos = draw_photos()
+    drawn = run(photos, tmp_path / "drawn", labeled_seeds=False)
+    assert not drawn.equals(run(photos, tmp_path / "seeded"))
+    labeled = np.array(photos.split) == "labeled"
+    photos.truth[labeled] = photos.truth[labeled][::-1].copy()
+    assert not np.array_equal(photos.truth, draw_photos().truth)
+    assert drawn.equals(run(photos, tmp_path / "exchanged", labeled_seeds=False))
 
 
 def test_more_clusters_than_photos_and_repeated_photos(tmp_path: Path) -> None:
@@ -362,7 +373,7 @@ def test_two_models_are_combined_and_a_missing_photo_is_named(tmp_path: Path) ->
     photos.points = photos.points + np.random.default_rng(6).normal(size=photos.points.shape)
     features += photos.write_features(tmp_path, "resnet", 3)
     target = tmp_path / "clusters.parquet"
-    cluster_photos(manifest, classes, features, str(target), ["family"], 12, 3, 5, 10, 1)
+    cluster_photos(manifest, classes, features, str(target), ["family"], 12, 3, 5, True, 10, 1)
     assert not read_table("clusters", target).equals(alone)
     with pytest.raises(ClusteringError, match="features of resnet: "):
-        cluster_photos(manifest, classes, features[:-1], str(target), ["family"], 12, 3, 5, 10, 1)
+        cluster_photos(manifest, classes, features[:-1], str(target), ["family"], 12, 3, 5, True, 10, 1)

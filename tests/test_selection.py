@@ -151,6 +151,19 @@ def test_evidence_equals_the_naive_one() -> None:
         assert found.in_class_score[row] == pytest.approx(masked[best] * max(similarity, 0), abs=1e-5)
 
 
+def test_without_voting_neighbours_the_guide_alone_decides() -> None:
+    rng = np.random.default_rng(3)
+    probabilities = rng.dirichlet(np.full(4, 0.5), size=40).astype(np.float32)
+    scores = GuideScores(probabilities, np.zeros(40, dtype=np.float32), unit_rows(rng.normal(size=(40, 5))))
+    positions = np.where(np.arange(40) < 12, np.arange(40) % 4, -1)
+    combination, allowed = np.zeros(40, dtype=np.int64), np.ones((1, 4), dtype=np.bool_)
+    asked, alone = (weigh_evidence(scores, positions, combination, allowed, neighbours) for neighbours in (5, 0))
+    assert not asked.agreed.all() and alone.agreed.all()
+    assert not alone.neighbour_agreement.any()
+    np.testing.assert_array_equal(alone.in_class_score, asked.in_class_score)
+    np.testing.assert_array_equal(alone.position, asked.position)
+
+
 def test_photo_without_a_possible_class_keeps_the_guide_s_choice_and_no_evidence() -> None:
     scores = GuideScores(
         np.array([[1, 0], [0, 1], [0.2, 0.7], [0.2, 0]], dtype=np.float32),

@@ -12,6 +12,7 @@ import polars as pl
 
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.clustering import (
+    NO_CLASS,
     allot_clusters,
     class_ids_of,
     cluster_groups,
@@ -34,6 +35,7 @@ def cluster_photos(
     pca_dim: int,
     clusters_per_class: float,
     min_photos_per_cluster: int,
+    labeled_seeds: bool,
     iterations: int,
     seed: int,
 ) -> None:
@@ -48,6 +50,7 @@ def cluster_photos(
         pca_dim: whitened components kept of each model's features.
         clusters_per_class: clusters wanted, as a multiple of the number of labeled classes.
         min_photos_per_cluster: there are at most as many clusters as leave this many photos to each on average.
+        labeled_seeds: whether the means of the labeled classes are the first centroids, or all are drawn.
         iterations: rounds of k-means.
         seed: of all draws.
     """
@@ -67,7 +70,8 @@ def cluster_photos(
         len(counts),
         " and ".join(taxa) or "nothing",
     )
-    found = cluster_groups(points, groups, counts, class_ids_of(photos), iterations, seed)
+    seeds = class_ids_of(photos) if labeled_seeds else np.full(photos.height, NO_CLASS)
+    found = cluster_groups(points, groups, counts, seeds, iterations, seed)
     log.info("%d clusters; median size %d", found.cluster.max() + 1, np.median(np.bincount(found.cluster)))
     table = pl.DataFrame(
         {
@@ -90,6 +94,7 @@ if "snakemake" in globals():
         pca_dim=snakemake.params.pca_dim,
         clusters_per_class=snakemake.params.clusters_per_class,
         min_photos_per_cluster=snakemake.params.min_photos_per_cluster,
+        labeled_seeds=snakemake.params.labeled_seeds,
         iterations=snakemake.params.iterations,
         seed=snakemake.params.seed,
     )

@@ -33,7 +33,7 @@ def select_pseudo_labels(
         scores: ``guide_scores`` shards, …/{model}/guide/scores/{shard}.parquet, of one or several models.
         target: where the table goes.
         coarse_taxa: taxon columns known for unlabeled photos; a photo gets no class of another taxon.
-        neighbours: labeled photos that vote on an unlabeled one.
+        neighbours: labeled photos that vote on an unlabeled one; 0: the guide alone decides.
         rules: thresholds and quotas.
     """
     photos = photos_of(read_table("manifest", manifest))
