@@ -8,6 +8,7 @@ LOCK := requirements.lock
 # Cores for the workflow, e.g. `make demo CORES=4`.
 CORES ?= all
 # Of `make evidence`.
+SET ?= grocery
 SEEDS ?= 1 2 3
 CONFIGFILES ?= configs/grocery.yaml
 KILLS ?= 100
@@ -49,9 +50,10 @@ test-slurm: env ## Install SLURM on this machine (Debian, as root) and run the t
 test-conda: env ## Run a chain of stages in conda environments; needs conda on the PATH
 	$(BIN)/python -m pytest -m conda -rs tests/test_conda.py $(PYTEST_ARGS)
 
-evidence: env ## Compare with the baselines over SEEDS (1 2 3), for CONFIGFILES (paths in them absolute); many hours on CPUs
-	$(BIN)/snakemake -s benchmarks/evidence.smk --cores $(CORES) --directory benchmarks/output/evidence \
-		--config configfiles="$(abspath $(CONFIGFILES))" seeds="$(SEEDS)"
+evidence: env ## Compare with baselines and ablations on SET (a name for CONFIGFILES), over SEEDS (1 2 3); hours on CPUs
+	$(BIN)/snakemake -s benchmarks/accuracy/evidence.smk --cores $(CORES) \
+		--directory benchmarks/output/evidence/$(SET) --config set="$(SET)" seeds="$(SEEDS)" \
+		configfiles="$(abspath $(CONFIGFILES))"
 
 kill-test: env ## Kill the tiny workflow KILLS times (100) and compare all files with an undisturbed run; half an hour
 	$(BIN)/python -m tests.kill_run --kills $(KILLS) --seed 1
@@ -61,7 +63,7 @@ lint: env ## Check style, formatting, rules and types
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
-	$(BIN)/mypy fieldmark workflow/scripts $(wildcard benchmarks/*.py)
+	$(BIN)/mypy fieldmark workflow/scripts $(wildcard benchmarks/*.py benchmarks/*/*.py)
 
 format: env ## Rewrite Python and rule files in the house style
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """How well foreign photos are told from in-class ones, beside the standard detectors.
 
-After a finished run with a truth table: ``python -m benchmarks.foreign_detectors --configfile configs/grocery.yaml``.
+After a finished run with a truth table: ``python -m benchmarks.accuracy.foreign_detectors --configfile
+configs/grocery.yaml``.
 
 The standard ones score the unlabeled photos with the run's supervised model: maximum softmax probability (Hendrycks and
 Gimpel 2017), energy (Liu et al. 2020: the log-sum-exp of the logits), and the cosine to the nearest labeled photo in
@@ -9,6 +10,7 @@ its embedding (Sun et al. 2022). The pipeline's own score is each round's ``in_c
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,8 @@ def table(scores: dict[str, Scores], in_class: np.ndarray) -> str:
     return markdown(["score", "AUROC", "95 % interval", f"foreign at {100 * RECALL:.0f} % recall, %"], rows)
 
 
-def detectors(config: dict[str, Any], results: Path, threads: int) -> str:
-    """The table for a finished run."""
+def detector_scores(config: Mapping[str, Any], results: Path, threads: int) -> tuple[dict[str, Scores], np.ndarray]:
+    """Scores of the unlabeled photos by detector, for a finished run, and (N,) whether the photos are in-class."""
     data = {
         name: read_table(name, results / "data" / f"{name}.parquet") for name in ("manifest", "classes", "rejected")
     }
@@ -96,7 +98,7 @@ def detectors(config: dict[str, Any], results: Path, threads: int) -> str:
         own = read_table("pseudo_labels", results / f"round{number}" / "pseudo_labels.parquet")
         own = photos.select("image_id").join(own, on="image_id", how="left", maintain_order="left")
         scores[f"in-class score, round {number}"] = own["in_class_score"].to_numpy()
-    return table(scores, in_class)
+    return scores, in_class
 
 
 def main() -> None:
@@ -109,9 +111,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(options.threads)
     config: dict[str, Any] = {}
-    for file in [Path(__file__).parent.parent / "config.yaml", *options.configfile]:
+    for file in [Path(__file__).resolve().parent.parent.parent / "config.yaml", *options.configfile]:
         update_config(config, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-    print(detectors(resolve(config), options.results, options.threads))
+    print(table(*detector_scores(resolve(config), options.results, options.threads)))
 
 
 if __name__ == "__main__":

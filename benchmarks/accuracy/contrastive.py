@@ -1,0 +1,69 @@
+"""SimCLR (Chen et al. 2020) on this project's views and optimizer: self-supervised pre-training to compare with.
+
+The loss is pytorch-metric-learning's NT-Xent. Labels are not looked at; foreign photos teach as much as others.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
+from torch import nn
+
+from fieldmark.images import PhotoStore
+from fieldmark.models import Classifier
+from fieldmark.phases import Phase, learning_rate_at, prepare, train_mode
+from fieldmark.sampling import EpochSampler
+from fieldmark.stage import Progress
+from fieldmark.views import Augmentation, collate, decode_side, normalise, random_views
+
+# As in the paper for small batches; each photo's other view is to be found among twice as many others.
+TEMPERATURE = 0.1
+PHOTOS = 64
+PROJECTED = 128
+
+
+def train_contrastive(
+    model: Classifier, paths: Sequence[str], phase: Phase, augmentation: Augmentation, seed: int, photos: int = PHOTOS
+) -> None:
+    """Train the backbone and neck in place.
+
+    Args:
+        model: starts from pretrained weights.
+        paths: photos, labeled and unlabeled.
+        phase: rates and what is frozen. As many views pass the network as in its steps of its batch size, but in
+            fewer and larger steps, since the loss lives on comparisons.
+        augmentation: of both views of a photo.
+        seed: of the order, the views and the projection.
+        photos: of a step, each in two views.
+    """
+    steps = max(1, phase.steps * phase.batch_size // (2 * photos))
+    torch.manual_seed(seed)
+    projection = nn.Sequential(nn.Linear(model.width, model.width), nn.ReLU(), nn.Linear(model.width, PROJECTED))
+    optimizer = prepare(model, phase)
+    optimizer.add_param_group({"params": list(projection.parameters()), "scale": phase.head_multiplier})
+    loss_of = SelfSupervisedLoss(NTXentLoss(temperature=TEMPERATURE))
+    order = EpochSampler(np.arange(len(paths)), seed)
+    side = model.architecture.image_size
+    progress = Progress("contrastive", steps * photos)
+    shortened = Phase(phase.name, steps, phase.batch_size, phase.learning_rate, warmup=phase.warmup)
+    with PhotoStore(list(paths), decode_side(side), 2**30, 1) as store:
+        for step in range(steps):
+            decoded = collate(store.get(order.positions(step * photos, photos)))
+            generator = torch.Generator().manual_seed(
+                int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] % 2**63)
+            )
+            first, second = (
+                normalise(random_views(*decoded, side, augmentation, generator), model.normalisation) for _ in range(2)
+            )
+            train_mode(model, phase)
+            for group in optimizer.param_groups:
+                group["lr"] = phase.learning_rate * group["scale"] * learning_rate_at(shortened, step)
+            projected = projection(model.embed(torch.cat([first, second])))
+            loss = loss_of(projected[:photos], projected[photos:])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([*model.parameters(), *projection.parameters()], phase.clip)
+            optimizer.step()
+            progress.add(photos, f"loss {float(loss.detach()):.3f}")
+    model.eval()
