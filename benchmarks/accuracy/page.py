@@ -112,7 +112,11 @@ def gap_table(table: Table, supervised: Measured, oracle: Measured) -> str:
         share = closed_gap(one, supervised, oracle)
         if share is not None and (one.method.startswith("round") or one.method == "ensemble"):
             rows.append([title(one.method, one.member), f"{100 * share:.0f}"])
-    ends = [f"{title(one.method, one.member)} ({percent(one.top1)})" for one in (supervised, oracle)]
+    common = tuple(seed for seed in supervised.seeds if seed in oracle.seeds)
+    values = [percent(float(one.of_seeds(common).mean())) for one in (supervised, oracle)]
+    ends = [
+        f"{title(one.method, one.member)} ({value})" for one, value in zip((supervised, oracle), values, strict=True)
+    ]
     return markdown(["model", f"% of the gap from {ends[0]} to {ends[1]}"], rows)
 
 
@@ -178,12 +182,14 @@ def section(folder: Path) -> str:
     if baseline is not None:
         parts += [f"Best baseline: {title(baseline.method, baseline.member)}, {percent(baseline.top1)}."]
     parts += ["### Differences", difference_table(table)] if ours else []
-    parts += [
-        gap_table(table, table["supervised", oracle.member], oracle)
-        for oracle in listed(table)
-        if oracle.method in ORACLES
-    ]
-    parts += ["### One part changed, judged by round 0", ablation_table(table), "### Votes", vote_table(table)]
+    for oracle in (one for one in listed(table) if one.method in ORACLES):
+        # Like is compared with like: an oracle of many steps with a supervised model of as many.
+        start = table.get(("supervised" if oracle.method == "oracle" else "long", oracle.member))
+        if start is not None:
+            parts.append(gap_table(table, start, oracle))
+    if any(method.startswith("ablation/") for method, _ in table):
+        parts += ["### One part changed, judged by round 0", ablation_table(table)]
+    parts += ["### Votes", vote_table(table)]
     return "\n\n".join(part.strip() for part in [*parts, "### Unlabeled photos", unlabeled_tables(folder)])
 
 
