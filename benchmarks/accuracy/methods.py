@@ -11,8 +11,8 @@ REFERENCES = {
     "fixmatch": "FixMatch",
     "freematch": "FreeMatch",
     "simclr": "SimCLR, then supervised",
-    "after_pretrain": "round 0, labels alone from pre-trained clusters",
-    "after_refine": "round 0, labels alone from the refined model",
+    "after_pretrain": "labels alone after pre-training",
+    "after_refine": "labels alone after refining",
     "oracle": "oracle",
     "long_oracle": "oracle, all steps",
 }
