@@ -26,6 +26,7 @@ import polars as pl
 import yaml
 from snakemake.utils import update_config
 
+from benchmarks.accuracy.comparison import interval
 from benchmarks.tables import markdown
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.config import model_settings, resolve, stage_settings
@@ -163,18 +164,6 @@ def place_and_date(data: Data, model: ModelSettings, folder: Path, config: dict[
     return hits(read_lists(target, data.classes), data.labels["test"])
 
 
-def interval(differences: Hits, seed: int, resamples: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean of (seeds, photos) differences, both resampled."""
-    draws = np.random.default_rng(seed)
-    seeds, photos = differences.shape
-    means = [
-        differences[np.ix_(draws.integers(0, seeds, seeds), draws.integers(0, photos, photos))].mean()
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def summary(found: dict[str, list[Hits]], references: dict[str, str]) -> pl.DataFrame:
     """One row a rung: mean and spread of top-1, and the difference to the rung it is compared with."""
     rows: list[dict[str, Any]] = []
@@ -186,7 +175,7 @@ def summary(found: dict[str, list[Hits]], references: dict[str, str]) -> pl.Data
         if name in references:
             differences = values - np.stack(found[references[name]]).astype(float)
             row["difference"] = differences.mean()
-            row["low"], row["high"] = interval(differences, seed=1)
+            row["low"], row["high"] = interval(differences)
         rows.append(row)
     kinds = {"against": pl.String, **dict.fromkeys(("spread", "difference", "low", "high"), pl.Float64)}
     return pl.DataFrame(rows, schema_overrides=kinds)

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.ablation_supervised import annotated_boxes, interval, ladder, summary, table, with_steps
+from benchmarks.ablation_supervised import annotated_boxes, ladder, summary, table, with_steps
 from benchmarks.topk_loss import measure
 from fieldmark.fitting import StageSettings
 from fieldmark.models import ModelSettings
@@ -28,16 +28,6 @@ def test_each_rung_adds_one_part_at_the_same_compute() -> None:
     stage = StageSettings([{"steps": 150}, {"steps": 60}])
     steps = [[phase["steps"] for phase in with_steps(stage, r.passes, None).phases] for r in rungs]
     assert steps == [[150, 60]] * 3 + [[75, 30]] * 2 + [[150, 60]] * 2
-
-
-def test_intervals_hold_the_spread_of_seeds_and_photos() -> None:
-    draws = np.random.default_rng(0)
-    same = np.tile(draws.random(400) < 0.1, (3, 1)).astype(float)
-    low, high = interval(same, seed=1)
-    assert low < same.mean() < high
-    apart = same + np.array([[-0.2], [0.0], [0.2]])
-    wider = interval(apart, seed=1)
-    assert wider[0] < low and wider[1] > high
 
 
 def test_the_table_tells_the_difference_to_the_rung_before() -> None:
