@@ -17,7 +17,7 @@ from fieldmark.sampling import EpochSampler
 from fieldmark.stage import Progress
 from fieldmark.views import Augmentation, collate, decode_side, normalise, random_views
 
-# As in the paper for small batches; each photo's other view is to be found among twice as many others.
+# Photos of a step: each one's other view is to be found among theirs. More would not fit the memory of small machines.
 TEMPERATURE = 0.1
 PHOTOS = 64
 PROJECTED = 128
