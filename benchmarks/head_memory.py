@@ -21,7 +21,7 @@ def peak_mib() -> float:
 def take_steps(classes: int, subcenters: int, width: int, batch: int, steps: int = 2) -> None:
     """Train a head on random embeddings."""
     head = CosineHead(width, classes, HeadSettings("arcface", subcenters=subcenters))
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, foreach=True)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
     target = torch.arange(batch) % classes
     for _ in range(steps):
         embedding = torch.randn(batch, width, requires_grad=True)

@@ -119,7 +119,7 @@ def _optimizer(model: Detector, phase: Phase) -> torch.optim.Optimizer:
             decay = phase.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     settings = [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()]
-    return torch.optim.AdamW(settings, lr=phase.learning_rate, foreach=True)
+    return torch.optim.AdamW(settings, lr=phase.learning_rate, fused=True)
 
 
 def train_boxes(

@@ -79,7 +79,7 @@ def prepare(model: Classifier, phase: Phase) -> torch.optim.Optimizer:
         for parameter in layer.parameters():
             decay = phase.weight_decay if parameter.ndim > 1 else 0.0
             groups.append({"params": [parameter], "weight_decay": decay, "scale": phase.head_multiplier})
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=phase.learning_rate, foreach=True)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=phase.learning_rate, fused=True)
 
 
 def train_mode(model: Classifier, phase: Phase) -> None:
