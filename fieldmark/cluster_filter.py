@@ -6,15 +6,11 @@ the space in which the clusters were made.
 
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import polars as pl
 
 from fieldmark.clustering import NO_CLASS, Floats, Integers, class_means, unit_rows
-
-# Up to here a search through all pairs takes a minute or two; beyond, an inverted file looks at a few per cent of them.
-_EXACT_SEARCH = 100_000
-_CELLS_SEARCHED = 24
+from fieldmark.neighbours import nearest_neighbours
 
 
 class ClusterFilterError(ValueError):
@@ -31,35 +27,6 @@ class FilterRules:
     min_neighbour_agreement: float  # between 0 and 1
     min_coarse_purity: float  # between 0 and 1
     foreign_quantile: float  # of the similarity to the nearest class, among kept clusters
-
-
-def nearest_neighbours(points: Floats, neighbours: int) -> Integers:
-    """Find the most similar other rows of each of n unit rows.
-
-    Exact up to 100,000 rows; beyond, faiss's inverted file with a fixed seed, which misses few.
-
-    Args:
-        points: (n, d) unit rows.
-        neighbours: how many to find, limited to n - 1.
-
-    Returns:
-        (n, neighbours) row numbers, the most similar first; -1 where the inverted file found no more.
-    """
-    count, dim = points.shape
-    points = np.ascontiguousarray(points)
-    index: faiss.Index = faiss.IndexFlatIP(dim)
-    if count > _EXACT_SEARCH:
-        index = faiss.IndexIVFFlat(index, dim, int(4 * np.sqrt(count)), faiss.METRIC_INNER_PRODUCT)
-        index.train(points)
-        index.nprobe = _CELLS_SEARCHED
-    index.add(points)
-    neighbours = min(neighbours, count - 1)
-    found = index.search(points, neighbours + 1)[1]
-    # A photo is its own nearest neighbour, unless several photos are equal: take it out wherever it stands.
-    own = found == np.arange(count)[:, None]
-    own[~own.any(axis=1), -1] = True
-    others: Integers = found[~own].reshape(count, neighbours).astype(np.int64)
-    return others
 
 
 def neighbour_agreement(found: Integers, cluster: Integers) -> Floats:

@@ -52,7 +52,7 @@ class Clusters:
 
 
 def paths_by_model(paths: Iterable[str | Path], stage: str) -> dict[str, list[Path]]:
-    """Group shard files ``…/{model}/{stage}/{shard}.parquet`` by their model, models and shards in sorted order.
+    """Group shard files ``…/{round}/{model}/{stage}/{shard}.parquet`` by ``{round}/{model}``, in sorted order.
 
     Args:
         paths: shard files of one or several models.
@@ -64,9 +64,9 @@ def paths_by_model(paths: Iterable[str | Path], stage: str) -> dict[str, list[Pa
     folders = Path(stage).parts
     grouped: dict[str, list[Path]] = {}
     for path in sorted({Path(path) for path in paths}):
-        if path.parts[-len(folders) - 1 : -1] != folders or len(path.parts) < len(folders) + 2:
-            raise ClusteringError(f"{path}: expected a path of the form .../MODEL/{stage}/SHARD.parquet")
-        grouped.setdefault(path.parts[-len(folders) - 2], []).append(path)
+        if path.parts[-len(folders) - 1 : -1] != folders or len(path.parts) < len(folders) + 3:
+            raise ClusteringError(f"{path}: expected a path of the form .../ROUND/MODEL/{stage}/SHARD.parquet")
+        grouped.setdefault("/".join(path.parts[-len(folders) - 3 : -len(folders) - 1]), []).append(path)
     return dict(sorted(grouped.items()))
 
 

@@ -5,7 +5,7 @@ alternatives, and the nearest labeled photos in its embedding space.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import faiss
@@ -15,6 +15,7 @@ import polars as pl
 
 from fieldmark.artifacts import read_table
 from fieldmark.clustering import NO_CLASS, Floats, Integers, combine, embeddings_of, rows_of, unit_rows
+from fieldmark.neighbours import nearest_neighbours, propagate
 
 Booleans = npt.NDArray[np.bool_]
 
@@ -30,11 +31,10 @@ class EvidenceError(ValueError):
 
 @dataclass(frozen=True)
 class GuideScores:
-    """Guide scores of n photos, of one or several models together, over c classes in ascending order of their ids."""
+    """Guide scores of n photos, of one or several guides together, over c classes in ascending order of their ids."""
 
-    probabilities: Floats  # (n, c) mean over the models; a row and its foreign probability sum to at most 1
-    foreign: Floats  # (n,) mean over the models
-    embeddings: Floats  # (n, sum of the models' widths) unit rows; inner products are the mean of the models' cosines
+    probabilities: Floats  # (n, c) mean over the guides; what a row lacks to 1 is foreign, or beyond the lists
+    embeddings: Floats  # (n, sum of the guides' widths) unit rows; inner products are the mean of the guides' cosines
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def dense_probabilities(scores: pl.DataFrame, class_ids: Integers, where: str) -
 
 
 def read_scores(paths: Mapping[str, Sequence[Path]], image_ids: pl.Series, class_ids: Integers) -> GuideScores:
-    """Read each model's ``guide_scores`` shards of ``image_ids`` (in their order) and average over the models.
+    """Read each guide's ``guide_scores`` shards of ``image_ids`` (in their order) and average over the guides.
 
     Args:
-        paths: shards by model.
+        paths: shards by guide, of several models or rounds.
         image_ids: the n photos wanted; their mean embedding is the centre from which directions are measured.
         class_ids: (c,) ascending ids of the labeled classes.
 
@@ -98,16 +98,14 @@ def read_scores(paths: Mapping[str, Sequence[Path]], image_ids: pl.Series, class
         fieldmark.clustering.ClusteringError: if a photo has no scores, or its embedding is not finite.
     """
     probabilities = np.zeros((len(image_ids), len(class_ids)), dtype=np.float32)
-    foreign = np.zeros(len(image_ids), dtype=np.float32)
     units = []
-    for model, shards in paths.items():
-        where = f"guide scores of {model}"
+    for guide, shards in paths.items():
+        where = f"guide scores of {guide}"
         scores = rows_of(read_table("guide_scores", shards), image_ids, where)
         probabilities += dense_probabilities(scores, class_ids, where) / np.float32(len(paths))
-        foreign += scores["foreign_probability"].to_numpy() / np.float32(len(paths))
         embeddings = embeddings_of(scores, where)
         units.append(unit_rows(embeddings - embeddings.mean(axis=0, dtype=np.float64)))
-    return GuideScores(probabilities, foreign, combine(units))
+    return GuideScores(probabilities, combine(units))
 
 
 def in_class_score(probability: Floats, similarity: Floats) -> Floats:
@@ -147,6 +145,22 @@ def consistent_classes(photos: pl.DataFrame, classes: pl.DataFrame, taxa: Sequen
         of_class = classes[taxon].to_numpy().astype(object)[None, :]
         allowed &= (of_photo == of_class) | (of_photo == None) | (of_class == None)  # noqa: E711 elementwise
     return joined["combination"].to_numpy().astype(np.int64), allowed
+
+
+def propagate_scores(
+    scores: GuideScores, positions: Integers, allowed: Booleans, neighbours: int, share: float
+) -> GuideScores:
+    """Let the guides' probabilities spread to similar photos, see :func:`fieldmark.neighbours.propagate`.
+
+    Args:
+        scores: of n labeled and unlabeled photos.
+        positions: (n,) class of each labeled photo as its position in the class table, -1 for unlabeled ones.
+        allowed: (n, c) whether the photo's coarse taxa allow the class; others neither give nor take.
+        neighbours: most similar photos that a photo listens to.
+        share: what it takes over from them.
+    """
+    graph = nearest_neighbours(scores.embeddings, neighbours)
+    return replace(scores, probabilities=propagate(scores.probabilities * allowed, positions, graph, share))
 
 
 def neighbour_votes(cosine: Floats, voted: Integers, labeled_counts: Integers) -> Floats:

@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from fieldmark import cluster_filter
 from fieldmark.artifacts import read_table
 from fieldmark.cluster_filter import (
     ClusterFilterError,
@@ -15,11 +14,11 @@ from fieldmark.cluster_filter import (
     coarse_purity,
     describe_clusters,
     judge_clusters,
-    nearest_neighbours,
     neighbour_agreement,
 )
 from fieldmark.clustering import NO_CLASS, project, unit_rows
 from tests.test_clustering import draw_photos, run
+from tests.test_neighbours import naive_neighbours
 from workflow.scripts.filter_clusters import filter_clusters
 
 LOOSE = FilterRules(
@@ -49,35 +48,6 @@ def measures(**changes: list[float | None]) -> pl.DataFrame:
 @pytest.fixture(scope="module")
 def points() -> np.ndarray:
     return unit_rows(np.random.default_rng(1).normal(size=(120, 5)))
-
-
-def naive_neighbours(points: np.ndarray, neighbours: int) -> np.ndarray:
-    cosine = points @ points.T
-    np.fill_diagonal(cosine, -np.inf)
-    return np.argsort(-cosine, axis=1)[:, :neighbours]
-
-
-def test_neighbours_equal_the_naive_ones(points: np.ndarray) -> None:
-    np.testing.assert_array_equal(nearest_neighbours(points, 7), naive_neighbours(points, 7))
-    assert nearest_neighbours(points[:4], 10).shape == (4, 3)
-
-
-def test_a_photo_is_never_its_own_neighbour_even_among_equal_photos() -> None:
-    equal = np.repeat(np.eye(2, dtype=np.float32), 6, axis=0)
-    found = nearest_neighbours(equal, 3)
-    assert found.shape == (12, 3)
-    assert not (found == np.arange(12)[:, None]).any()
-
-
-def test_the_inverted_file_misses_few(points: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_filter, "_EXACT_SEARCH", 100)
-    monkeypatch.setattr(cluster_filter, "_CELLS_SEARCHED", 12)
-    many = unit_rows(np.random.default_rng(2).normal(size=(3000, 5)))
-    found = nearest_neighbours(many, 5)
-    np.testing.assert_array_equal(found, nearest_neighbours(many, 5))
-    naive = naive_neighbours(many, 5)
-    hits = [len(set(row) & set(expected)) for row, expected in zip(found, naive, strict=True)]
-    assert np.mean(hits) > 4.5
 
 
 def test_agreement_equals_the_naive_one(points: np.ndarray) -> None:

@@ -128,12 +128,13 @@ def test_paths_are_grouped_by_model() -> None:
     paths = ["results/round1/b/features/1.parquet", "results/round1/a/features/0.parquet"]
     paths += ["results/round1/b/features/0.parquet"]
     grouped = paths_by_model(paths, "features")
-    assert list(grouped) == ["a", "b"]
-    assert [path.name for path in grouped["b"]] == ["0.parquet", "1.parquet"]
-    assert list(paths_by_model(["results/round0/a/guide/scores/0.parquet"], "guide/scores")) == ["a"]
+    assert list(grouped) == ["round1/a", "round1/b"]
+    assert [path.name for path in grouped["round1/b"]] == ["0.parquet", "1.parquet"]
+    scores = [f"results/round{r}/a/guide/scores/0.parquet" for r in range(2)]
+    assert list(paths_by_model(scores, "guide/scores")) == ["round0/a", "round1/a"]
     with pytest.raises(ClusteringError, match="guide/scores"):
         paths_by_model(paths, "guide/scores")
-    with pytest.raises(ClusteringError, match="MODEL/features"):
+    with pytest.raises(ClusteringError, match="ROUND/MODEL/features"):
         paths_by_model(["features/0.parquet"], "features")
 
 
@@ -375,5 +376,5 @@ def test_two_models_are_combined_and_a_missing_photo_is_named(tmp_path: Path) ->
     target = tmp_path / "clusters.parquet"
     cluster_photos(manifest, classes, features, str(target), ["family"], 12, 3, 5, True, 10, 1)
     assert not read_table("clusters", target).equals(alone)
-    with pytest.raises(ClusteringError, match="features of resnet: "):
+    with pytest.raises(ClusteringError, match="features of round0/resnet: "):
         cluster_photos(manifest, classes, features[:-1], str(target), ["family"], 12, 3, 5, True, 10, 1)

@@ -137,6 +137,17 @@ def test_no_job_is_given_a_file_twice(fresh: Project) -> None:
     assert len(inputs) > len(ALL) / 2 and all(len(files) == len(set(files)) for files in inputs)
 
 
+@pytest.mark.parametrize(("earlier", "rounds"), [("true", [0, 1]), ("false", [1])])
+def test_guides_of_earlier_rounds_judge_if_asked(
+    fresh: Project, tmp_path: Path, earlier: str, rounds: list[int]
+) -> None:
+    asked = tmp_path / "asked.yaml"
+    asked.write_text(f"select: {{earlier_guides: {earlier}}}\n", encoding="utf-8")
+    text = fresh.succeed("--dry-run", "--cores", "2", "--configfile", TINY, str(asked))
+    blocks = re.findall(r"rule select_pseudo_labels:\n    input: (.*)\n    output: results/round1/", text)
+    assert [int(number) for number in re.findall(r"round(\d)/tiny/guide/scores/0", blocks[0])] == rounds
+
+
 def test_the_supervised_demo_plans_detection_and_both_recipes_without_rounds(fresh: Project) -> None:
     jobs = fresh.planned(config="configs/demo_supervised.yaml")
     assert {job.recipe for job in jobs if job.rule == "finetune_classifier"} == {"layerwise", "two_stage"}

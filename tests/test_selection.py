@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from fieldmark.artifacts import read_table, write_table
-from fieldmark.clustering import unit_rows
+from fieldmark.clustering import paths_by_model, unit_rows
 from fieldmark.evidence import (
     Evidence,
     EvidenceError,
@@ -19,6 +19,8 @@ from fieldmark.evidence import (
     dense_probabilities,
     in_class_score,
     neighbour_votes,
+    propagate_scores,
+    read_scores,
     weigh_evidence,
 )
 from fieldmark.selection import SelectionError, SelectionRules, class_quotas, loss_weights, select_photos
@@ -64,11 +66,16 @@ def write_scores(photos: Photos, folder: Path, model: str = "lite0", shards: int
     return paths
 
 
+def wanted(photos: Photos) -> tuple[pl.Series, np.ndarray]:
+    """What to ask of their scores: the photos in order, and the classes."""
+    return pl.Series(sorted(photos.image_id)), np.arange(photos.classes)
+
+
 def run_selection(photos: Photos, folder: Path, rules: SelectionRules, shards: int = 2) -> pl.DataFrame:
     manifest, classes = photos.write_tables(folder)
     target = folder / "pseudo_labels.parquet"
     scores = write_scores(photos, folder, shards=shards)
-    select_pseudo_labels(manifest, classes, scores, str(target), ["family"], 5, rules)
+    select_pseudo_labels(manifest, classes, scores, str(target), ["family"], 5, 0.5, 4, rules)
     return read_table("pseudo_labels", target)
 
 
@@ -129,7 +136,7 @@ def test_evidence_equals_the_naive_one() -> None:
     rng = np.random.default_rng(2)
     embeddings = unit_rows(rng.normal(size=(60, 5)))
     probabilities = (rng.dirichlet(np.full(5, 0.5), size=60)).astype(np.float32)
-    scores = GuideScores(probabilities[:, :4], probabilities[:, 4], embeddings)
+    scores = GuideScores(probabilities[:, :4], embeddings)
     positions = np.where(np.arange(60) < 24, np.arange(60) % 4, -1)
     combination = rng.integers(2, size=60)
     allowed = np.array([[True] * 4, [True, False, True, False]])
@@ -154,7 +161,7 @@ def test_evidence_equals_the_naive_one() -> None:
 def test_without_voting_neighbours_the_guide_alone_decides() -> None:
     rng = np.random.default_rng(3)
     probabilities = rng.dirichlet(np.full(4, 0.5), size=40).astype(np.float32)
-    scores = GuideScores(probabilities, np.zeros(40, dtype=np.float32), unit_rows(rng.normal(size=(40, 5))))
+    scores = GuideScores(probabilities, unit_rows(rng.normal(size=(40, 5))))
     positions = np.where(np.arange(40) < 12, np.arange(40) % 4, -1)
     combination, allowed = np.zeros(40, dtype=np.int64), np.ones((1, 4), dtype=np.bool_)
     asked, alone = (weigh_evidence(scores, positions, combination, allowed, neighbours) for neighbours in (5, 0))
@@ -167,7 +174,6 @@ def test_without_voting_neighbours_the_guide_alone_decides() -> None:
 def test_photo_without_a_possible_class_keeps_the_guide_s_choice_and_no_evidence() -> None:
     scores = GuideScores(
         np.array([[1, 0], [0, 1], [0.2, 0.7], [0.2, 0]], dtype=np.float32),
-        np.zeros(4, dtype=np.float32),
         unit_rows(np.ones((4, 3))),
     )
     # Photo 2 may be of no class at all; photo 3 only of class 1, which the guide does not list.
@@ -263,7 +269,7 @@ def test_models_are_averaged(tmp_path: Path) -> None:
     one, other = write_scores(photos, tmp_path, "a", noise=0.0), write_scores(photos, tmp_path, "b", noise=2.0)
     tables = {}
     for name, scores in {"one": one, "other": other, "both": other + one}.items():
-        select_pseudo_labels(manifest, classes, scores, str(target), [], 5, RULES)
+        select_pseudo_labels(manifest, classes, scores, str(target), [], 5, 0.0, 1, RULES)
         tables[name] = read_table("pseudo_labels", target)
     same = (tables["one"]["class_id"] == tables["other"]["class_id"]).to_numpy()
     assert same.any()
@@ -272,6 +278,48 @@ def test_models_are_averaged(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         tables["both"]["in_class_score"].filter(pl.Series(same)), mean.filter(pl.Series(same)), atol=1e-5
     )
+
+
+def test_guides_of_two_rounds_count_as_two(tmp_path: Path) -> None:
+    photos = draw_photos(noise=0.6)
+    manifest, classes = photos.write_tables(tmp_path)
+    target = tmp_path / "pseudo_labels.parquet"
+    first = write_scores(photos, tmp_path, noise=2.0)
+    later = [path.replace("round0", "round1") for path in write_scores(photos, tmp_path / "b", noise=0.0)]
+    for path, moved in zip(write_scores(photos, tmp_path / "b", noise=0.0), later, strict=True):
+        Path(moved).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).rename(moved)
+    one, other = (read_scores(paths_by_model(paths, "guide/scores"), *wanted(photos)) for paths in (first, later))
+    both = read_scores(paths_by_model(first + later, "guide/scores"), *wanted(photos))
+    np.testing.assert_allclose(both.probabilities, (one.probabilities + other.probabilities) / 2, atol=1e-6)
+    np.testing.assert_allclose(both.embeddings @ both.embeddings.T, one.embeddings @ one.embeddings.T, atol=1e-5)
+    select_pseudo_labels(manifest, classes, first + later, str(target), [], 5, 0.0, 1, RULES)
+
+
+def test_propagated_labels_are_righter_where_the_guide_guesses(tmp_path: Path) -> None:
+    photos = draw_photos(noise=0.6)
+    manifest, classes = photos.write_tables(tmp_path)
+    scores = write_scores(photos, tmp_path, noise=20.0)
+    truth = dict(zip(photos.image_id, photos.truth, strict=True))
+    right = {}
+    for share in (0.0, 0.8):
+        target = str(tmp_path / f"{share}.parquet")
+        select_pseudo_labels(manifest, classes, scores, target, ["family"], 5, share, 5, RULES)
+        table = read_table("pseudo_labels", target)
+        inside = table.filter(pl.col("image_id").replace_strict(truth, return_dtype=pl.Int64) < photos.classes)
+        right[share] = np.mean([truth[i] == c for i, c in inside.select("image_id", "class_id").rows()])
+    assert right[0.8] > right[0.0] + 0.05
+
+
+def test_no_probability_spreads_to_a_photo_of_another_taxon() -> None:
+    points = unit_rows(np.array([[1, 0.00], [1, 0.01], [1, 0.02], [1, 0.03]]))
+    scores = GuideScores(np.array([[1, 0], [0.5, 0.4], [0.9, 0.0], [0.5, 0.4]], dtype=np.float32), points)
+    allowed = np.array([[True, True], [True, True], [True, False], [False, True]])
+    found = propagate_scores(scores, np.array([0, -1, -1, -1]), allowed, 3, 0.8)
+    assert found.embeddings is scores.embeddings and found.probabilities[0].tolist() == [1, 0]
+    # Photo 3 may be of class 1 alone: its own share of class 0 reaches nobody.
+    free = propagate_scores(scores, np.array([0, -1, -1, -1]), np.ones((4, 2), dtype=np.bool_), 3, 0.8)
+    assert found.probabilities[1, 0] < free.probabilities[1, 0]
 
 
 def test_recluster_keeps_classes_apart(tmp_path: Path) -> None:

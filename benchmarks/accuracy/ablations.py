@@ -93,6 +93,7 @@ ABLATIONS = {
     "no_filter": Ablation("no cluster filter", lambda _: {"filter": UNFILTERED}),
     "no_foreign_classes": Ablation("guide without foreign classes", lambda _: {"filter": {"foreign_quantile": 0.0}}),
     "no_agreement": Ablation("guide alone, no neighbours' vote", lambda _: {"select": {"neighbours": 0}}),
+    "no_propagation": Ablation("no label propagation", lambda _: {"select": {"propagation": 0.0}}),
     "no_balance": Ablation("selection without class quotas", lambda _: {"select": {"max_per_class_ratio": 100.0}}),
     "no_recluster": Ablation("refined on classes, not subclusters", lambda _: {"recluster": {"max_subclusters": 1}}),
     "prototypes": Ablation(

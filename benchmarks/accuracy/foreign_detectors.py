@@ -5,12 +5,13 @@ configs/grocery.yaml``.
 
 The standard ones score the unlabeled photos with the run's supervised model: maximum softmax probability (Hendrycks and
 Gimpel 2017), energy (Liu et al. 2020: the log-sum-exp of the logits), and the cosine to the nearest labeled photo in
-its embedding (Sun et al. 2022). The pipeline's own score is each round's ``in_class_score``.
+its embedding (Sun et al. 2022). The pipeline's own score is each round's ``in_class_score``; what it would be without
+label propagation, or without the guides of earlier rounds, is worked out from the same guides.
 """
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from snakemake.utils import update_config
 
 from benchmarks.tables import markdown
 from fieldmark.artifacts import read_table
+from fieldmark.clustering import class_ids_of, known_taxa, paths_by_model, photos_of
 from fieldmark.config import resolve
 from fieldmark.evaluation import auroc, auroc_interval
+from fieldmark.evidence import class_positions, consistent_classes, propagate_scores, read_scores, weigh_evidence
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
 from fieldmark.models import Classifier, load_classifier
@@ -80,6 +83,31 @@ def table(scores: dict[str, Scores], in_class: np.ndarray) -> str:
     return markdown(["score", "AUROC", "95 % interval", f"foreign at {100 * RECALL:.0f} % recall, %"], rows)
 
 
+def simpler_scores(
+    config: Mapping[str, Any], results: Path, data: Mapping[str, pl.DataFrame], number: int
+) -> pl.DataFrame:
+    """In-class scores of the unlabeled photos in one round, with parts of the selection left out: one column each."""
+    settings, photos = config["select"], photos_of(data["manifest"])
+    classes = data["classes"].sort("class_id")
+    class_ids = classes["class_id"].to_numpy().astype(np.int64)
+    positions = class_positions(class_ids_of(photos), class_ids, "classes")
+    taxa = known_taxa(photos, config["data"]["coarse_taxa"])
+    combination, allowed = consistent_classes(photos, classes, taxa)
+    variants: dict[str, tuple[Sequence[int], float]] = {"no propagation": (range(number + 1), 0.0)}
+    if number:
+        variants |= {"own guide": ([number], settings["propagation"]), "own guide, no propagation": ([number], 0.0)}
+    columns = {}
+    for name, (rounds, share) in variants.items():
+        shards = [path for r in rounds for path in (results / f"round{r}").glob("*/guide/scores/*.parquet")]
+        scores = read_scores(paths_by_model(shards, "guide/scores"), photos["image_id"], class_ids)
+        if share:
+            near = settings["propagation_neighbours"]
+            scores = propagate_scores(scores, positions, allowed[combination], near, share)
+        evidence = weigh_evidence(scores, positions, combination, allowed, settings["neighbours"])
+        columns[name] = evidence.in_class_score
+    return photos.filter(split="unlabeled").select("image_id").with_columns(**columns)
+
+
 def detector_scores(config: Mapping[str, Any], results: Path, threads: int) -> tuple[dict[str, Scores], np.ndarray]:
     """Scores of the unlabeled photos by detector, for a finished run, and (N,) whether the photos are in-class."""
     data = {
@@ -98,6 +126,9 @@ def detector_scores(config: Mapping[str, Any], results: Path, threads: int) -> t
         own = read_table("pseudo_labels", results / f"round{number}" / "pseudo_labels.parquet")
         own = photos.select("image_id").join(own, on="image_id", how="left", maintain_order="left")
         scores[f"in-class score, round {number}"] = own["in_class_score"].to_numpy()
+        simpler = simpler_scores(config, results, data, number)
+        simpler = photos.select("image_id").join(simpler, on="image_id", how="left", maintain_order="left")
+        scores |= {f"round {number}, {name}": simpler[name].to_numpy() for name in simpler.columns[1:]}
     return scores, in_class
 
 

@@ -114,6 +114,13 @@ def pseudo_labels_of(wildcards):
     return [] if wildcards.run == "baseline" else f"results/{wildcards.run}/pseudo_labels.parquet"
 
 
+def guide_scores(wildcards):
+    """Scores of the guides that judge a round's photos: its own, and those of the rounds before if they are asked, too."""
+    last = int(wildcards.round)
+    rounds = range(last + 1) if config["select"]["earlier_guides"] else [last]
+    return expand("results/round{r}/{model}/guide/scores/{shard}.parquet", r=rounds, model=MODELS, shard=SHARDS)
+
+
 def model_params(wildcards):
     """What the network is."""
     return model_settings(config, wildcards.model)

@@ -56,7 +56,7 @@ rule select_pseudo_labels:
     input:
         manifest=MANIFEST,
         classes=CLASSES,
-        scores=expand("results/round{{round}}/{model}/guide/scores/{shard}.parquet", model=MODELS, shard=SHARDS),
+        scores=guide_scores,
     output:
         "results/round{round}/pseudo_labels.parquet",
     log:
@@ -69,7 +69,7 @@ rule select_pseudo_labels:
     resources:
         **job_resources(),
     params:
-        **named(section("select"), coarse_taxa=config["data"]["coarse_taxa"]),
+        **named(section("select", "earlier_guides"), coarse_taxa=config["data"]["coarse_taxa"]),
         code=fingerprint("select_pseudo_labels"),
     script:
         "../scripts/select_pseudo_labels.py"

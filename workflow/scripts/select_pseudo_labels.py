@@ -12,7 +12,7 @@ import polars as pl
 
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.clustering import class_ids_of, known_taxa, paths_by_model, photos_of
-from fieldmark.evidence import class_positions, consistent_classes, read_scores, weigh_evidence
+from fieldmark.evidence import class_positions, consistent_classes, propagate_scores, read_scores, weigh_evidence
 from fieldmark.selection import SelectionRules, loss_weights, select_photos
 
 
@@ -23,6 +23,8 @@ def select_pseudo_labels(
     target: str,
     coarse_taxa: Sequence[str],
     neighbours: int,
+    propagation: float,
+    propagation_neighbours: int,
     rules: SelectionRules,
 ) -> None:
     """Write the ``pseudo_labels`` table: one row per unlabeled photo.
@@ -30,10 +32,12 @@ def select_pseudo_labels(
     Args:
         manifest: the photos.
         classes: the labeled classes.
-        scores: ``guide_scores`` shards, …/{model}/guide/scores/{shard}.parquet, of one or several models.
+        scores: ``guide_scores`` shards, …/{model}/guide/scores/{shard}.parquet, of one or several models and rounds.
         target: where the table goes.
         coarse_taxa: taxon columns known for unlabeled photos; a photo gets no class of another taxon.
         neighbours: labeled photos that vote on an unlabeled one; 0: the guide alone decides.
+        propagation: how much of a photo's probabilities comes from similar photos; 0: they are the guides' own.
+        propagation_neighbours: how many similar photos.
         rules: thresholds and quotas.
     """
     photos = photos_of(read_table("manifest", manifest))
@@ -42,6 +46,8 @@ def select_pseudo_labels(
     positions = class_positions(class_ids_of(photos), class_ids, classes)
     guide = read_scores(paths_by_model(scores, "guide/scores"), photos["image_id"], class_ids)
     combination, allowed = consistent_classes(photos, class_table, known_taxa(photos, coarse_taxa))
+    if propagation:
+        guide = propagate_scores(guide, positions, allowed[combination], propagation_neighbours, propagation)
     evidence = weigh_evidence(guide, positions, combination, allowed, neighbours)
     labeled_counts = np.bincount(positions[positions >= 0], minlength=len(class_ids))
     selected = select_photos(evidence, labeled_counts, rules)
@@ -81,6 +87,8 @@ if "snakemake" in globals():
         target=snakemake.output[0],
         coarse_taxa=snakemake.params.coarse_taxa,
         neighbours=snakemake.params.neighbours,
+        propagation=snakemake.params.propagation,
+        propagation_neighbours=snakemake.params.propagation_neighbours,
         rules=SelectionRules(
             min_confidence=snakemake.params.min_confidence,
             min_in_class_score=snakemake.params.min_in_class_score,
