@@ -1,5 +1,7 @@
 """Which weights of the ensemble are submitted. Apart from the search itself, so that a report needs no optimizer."""
 
+import math
+
 import polars as pl
 
 METHODS = ("uniform", "greedy", "evolutionary")
@@ -10,12 +12,15 @@ def chosen_method(method: str, scores: pl.DataFrame) -> str:
     """The method whose weights make the submission.
 
     Args:
-        method: one of :data:`METHODS`, or ``auto``: the one that is best on the half of the validation photos that it
-            was not fitted to; of equals the simpler. A few hundred photos are soon learned by heart by a search.
+        method: one of :data:`METHODS`, or ``auto``: on the half of the validation photos that it was not fitted to, the
+            simplest within one standard error of the best (the rule of Breiman et al. 1984 for pruning trees). One
+            photo more of a few hundred is no reason to trust weights that a search found.
         scores: the table of scores that ``fit_ensemble`` writes.
     """
     if method != AUTO:
         return method
     held_out = scores.filter(pl.col("split") == "val_report")
     value = dict(held_out.select("member", "value").iter_rows())
-    return max(METHODS, key=lambda name: value[name])
+    best, photos = max(value[name] for name in METHODS), held_out["count"][0]
+    good_enough = best - math.sqrt(best * (1 - best) / photos)
+    return next(name for name in METHODS if value[name] >= good_enough)
