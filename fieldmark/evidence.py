@@ -155,7 +155,7 @@ def propagate_scores(
     Args:
         scores: of n labeled and unlabeled photos.
         positions: (n,) class of each labeled photo as its position in the class table, -1 for unlabeled ones.
-        allowed: (n, c) whether the photo's coarse taxa allow the class; others neither give nor take.
+        allowed: (n, c) whether the photo's coarse taxa allow the class; what guides give to others does not spread.
         neighbours: most similar photos that a photo listens to.
         share: what it takes over from them.
     """
