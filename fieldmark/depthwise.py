@@ -2,7 +2,8 @@
 
 oneDNN has a fast kernel for the gradient of a depthwise convolution's weights, but not where the map is smaller than
 the filter, as in the last blocks of a backbone that sees 64 to 128 pixels: there it takes a general matrix product for
-each channel. With the padding made explicit the map is large enough, and the sum is the same.
+each channel. With the padding made explicit the map is large enough, and the sum is the same. The kernels for AVX-512
+know no such limit, so processors that have it take no detour.
 ``python -m benchmarks.bench_training`` measures what that is worth.
 """
 
@@ -21,6 +22,11 @@ class SmallMapConv2d(nn.Conv2d):
             return super().forward(input)
         padded = functional.pad(input, self._reversed_padding_repeated_twice)
         return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def small_maps_are_slow() -> bool:
+    """Whether this processor's kernels make the detour worth it."""
+    return torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 
 def speed_up_small_maps(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fieldmark.arcface import LINEAR, CosineHead, HeadSettings
 from fieldmark.artifacts import ArtifactError
-from fieldmark.depthwise import speed_up_small_maps
+from fieldmark.depthwise import small_maps_are_slow, speed_up_small_maps
 from fieldmark.fusion import MetadataFusion
 from fieldmark.metadata import NO_METADATA, MetadataSettings
 from fieldmark.pretrained import WeightsError, pretrained_backbone
@@ -115,7 +115,8 @@ class Classifier(nn.Module):
         # Any: a module with timm's own attributes.
         self.backbone = cast(Any, timm.create_model(architecture.backbone, num_classes=0, **options))
         fit_input_size(self.backbone, architecture.image_size)
-        speed_up_small_maps(self.backbone)
+        if small_maps_are_slow():
+            speed_up_small_maps(self.backbone)
         width = self.backbone.num_features
         streams = 2 if architecture.streams == "photo_and_crop" else 1
         self.neck = nn.Linear(streams * width, architecture.embedding or width)

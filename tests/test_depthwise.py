@@ -86,12 +86,19 @@ def test_other_convolutions_stay_as_they_are() -> None:
     assert [type(layer) for layer in layers] == kinds
 
 
-def test_a_classifier_has_them_and_its_weights_keep_their_names() -> None:
+@pytest.mark.parametrize(("capability", "fast"), [("AVX2", 12), ("DEFAULT", 12), ("AVX512", 0)])
+def test_a_classifier_has_them_where_they_pay_and_its_weights_keep_their_names(
+    capability: str, fast: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     model = Classifier(Architecture("tf_efficientnet_lite0", 0, 3, 0, False, 64))
-    fast = [layer for layer in model.backbone.modules() if isinstance(layer, SmallMapConv2d)]
-    assert len(fast) == 12  # of 16; the other four have a stride and pad for themselves
+    changed = [layer for layer in model.backbone.modules() if isinstance(layer, SmallMapConv2d)]
+    assert len(changed) == fast  # of 16; the other four have a stride and pad for themselves
     names = set(model.state_dict())
-    for layer in fast:
+    for layer in changed:
         layer.__class__ = nn.Conv2d
     assert set(model.state_dict()) == names
-    pickle.dumps(fast[0])
+
+
+def test_they_can_be_sent_to_other_processes() -> None:
+    assert isinstance(pickle.loads(pickle.dumps(sped_up(convolution()))), SmallMapConv2d)
