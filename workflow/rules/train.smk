@@ -31,7 +31,8 @@ rule refine_backbone:
     input:
         manifest=MANIFEST,
         subclusters="results/round{round}/subclusters.parquet",
-        weights="results/round{round}/{model}/pretrain/model.safetensors",
+        # The guide knows what the clusters taught, and the labels beside; what it cost to train is not lost.
+        weights="results/round{round}/{model}/guide/model.safetensors",
         boxes=boxes_of,
     output:
         weights="results/round{round}/{model}/refine/model.safetensors",
