@@ -17,12 +17,13 @@ from PIL import Image
 from snakemake.utils import update_config
 from torch.nn import functional
 
+from benchmarks.accuracy import references
 from benchmarks.accuracy.ablations import ABLATIONS, applicable, judged_recipe
 from benchmarks.accuracy.comparison import Measured, best, closed_gap, difference, interval
 from benchmarks.accuracy.consistency import AdaptiveThreshold, FixedThreshold, one_phase
 from benchmarks.accuracy.contrastive import train_contrastive
 from benchmarks.accuracy.foreign_detectors import foreign_share, standard_detectors
-from benchmarks.accuracy.methods import REFERENCES, rank, title
+from benchmarks.accuracy.methods import CLOSED_SET, REFERENCES, rank, title
 from benchmarks.accuracy.page import page
 from benchmarks.accuracy.references import Reference, nearest_centroid, pipeline_steps
 from fieldmark.artifacts import write_table
@@ -140,6 +141,8 @@ def test_the_page_tells_every_set_and_draws_its_chart(tmp_path: Path) -> None:
         for method, member, hits in (
             ("supervised", "m/r", [True, False, False, False]),
             ("naive", "m/r", [True, True, False, False]),
+            ("fixmatch", "m/r", [False, False, False, True]),
+            ("fixmatch_in_class", "m/r", [True, True, False, True]),
             ("round0", "m/r", [True, True, True, False]),
             ("ensemble", "submitted", [True, True, True, False]),
             ("vote", "uniform", [True, True, True, False]),
@@ -160,6 +163,9 @@ def test_the_page_tells_every_set_and_draws_its_chart(tmp_path: Path) -> None:
     assert "| round 0, r | 75.0 | 25.0 to 100.0 | 75.0, 75.0 | 50.0 | 40.0 | 10 |" in text
     assert "Best baseline: naive pseudo-labels, r, 50.0." in text
     assert "| ensemble | naive pseudo-labels, r | +25.0 | +0.0 to +75.0 | 2 |" in text
+    # No other method stands beside it: the truth chose its photos.
+    alone = "| FixMatch, in-class photos only, r | FixMatch, r | +50.0 | +0.0 to +100.0 | 2 |"
+    assert text.count("FixMatch, in-class photos only") == 2 and alone in text
     assert "| no cluster filter | r | 50.0 | −25.0 | −75.0 to +0.0 | 2 |" in text
     assert "| energy | 90.0, 90.0 | 20.0, 20.0 |" in text and "| 0 | select | precision | 80.0, 80.0 |" in text
     drawing = ElementTree.parse(tmp_path / "evidence/herbs/accuracy.svg").getroot()
@@ -190,6 +196,28 @@ def test_a_long_reference_takes_as_many_steps_as_lead_to_the_last_model() -> Non
 def test_the_taxonomy_reference_adds_photos_with_coarse_taxa_alone() -> None:
     for phase in Reference(demo_config(), Path(), "taxonomy", "lite0", "layerwise", 1).recipe_settings()["phases"]:
         assert phase["shares"] == {"labeled": 0.5, "unlabeled": 0.5} and phase["marginal_weight"] == 1
+
+
+def test_a_closed_set_holds_the_in_class_photos_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlabeled = pl.DataFrame({"image_id": ["a", "b", "c", "d"], "split": ["unlabeled"] * 4, "path": list("abcd")})
+    labeled = pl.DataFrame({"image_id": ["l"], "split": ["labeled"], "path": ["l"]})
+    manifest = pl.concat([labeled, unlabeled]).with_columns(pl.lit(0, pl.Int32).alias("class_id"))
+    asked = {}
+    monkeypatch.setattr(references, "read_table", lambda *_: pl.DataFrame({"class_id": [0, 1]}))
+    monkeypatch.setattr(references, "save_classifier", lambda *_: None)
+    monkeypatch.setattr(Reference, "_untrained", lambda *_: None)
+    for name in ("fixmatch", *CLOSED_SET):
+        monkeypatch.setattr(
+            references, "train_consistency", lambda *given, name=name: asked.update({name: (given[1], given[4])})
+        )
+        own = Reference(demo_config(), Path(), name, "lite0", "layerwise", 1)
+        own.train(manifest, {"a": -1, "b": 1, "c": 0, "x": 1})
+        assert own.recipe_settings()["phases"][0]["steps"] == own.total_steps
+    assert list(asked["fixmatch"][0].unlabeled) == list("abcd")
+    for name, (photos, threshold) in asked.items():
+        assert name == "fixmatch" or list(photos.unlabeled) == list("bc")
+        assert list(photos.labeled) == ["l"]
+        assert isinstance(threshold, FixedThreshold if name.startswith("fixmatch") else AdaptiveThreshold)
 
 
 def test_the_nearest_centroid_is_that_of_centred_unit_features(tmp_path: Path) -> None:

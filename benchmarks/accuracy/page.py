@@ -12,7 +12,7 @@ import polars as pl
 
 from benchmarks.accuracy.ablations import ABLATIONS
 from benchmarks.accuracy.comparison import Difference, Measured, best, closed_gap, difference, interval, read_accuracies
-from benchmarks.accuracy.methods import BASELINES, ORACLES, rank, title
+from benchmarks.accuracy.methods import BASELINES, CLOSED_SET, HALF_WAY, ORACLES, rank, title
 from benchmarks.tables import markdown, percent
 from fieldmark.report.charts import Row, intervals
 
@@ -23,9 +23,9 @@ INTRODUCTION = """# Does it beat what one would use instead?
 Written by `make evidence` from the tables in [evidence/](evidence); [results.md](results.md) says what to make of it.
 On each data set all methods have the same backbone, image size, augmentation, test-time views and seeds. The pipeline
 spends more optimizer steps than plain fine-tuning: methods marked "all steps", FixMatch, FreeMatch and SimCLR have as
-many as lead to the last round's model. Oracles learn the true labels of all in-class unlabeled photos. All seeds have
-the configuration's settings. No figure of this page chooses anything, except the best baseline: being the best on test,
-it is the hardest to beat.
+many as lead to the last round's model. Oracles learn the true labels of all in-class unlabeled photos; methods
+"in-class photos only" are told which photos are foreign, and no more. All seeds have the configuration's settings. No
+figure of this page chooses anything, except the best baseline: being the best on test, it is the hardest to beat.
 
 Intervals are 95 %, of a bootstrap that draws test photos and seeds, each with replacement; with one seed they hold no
 spread of seeds. Differences are paired by photo and seed.
@@ -41,12 +41,12 @@ text { font: 12px system-ui, sans-serif; fill: #5d655c; } .figure { font-variant
 
 
 def family_style(method: str) -> str:
-    """The colour of a method in the chart: baselines grey, the pipeline green, oracles orange, half-way blue."""
+    """The colour of a method in the chart: baselines grey, the pipeline green, oracles orange, others blue."""
     if method in BASELINES:
         return "s0"
     if method in ORACLES:
         return "s2"
-    return "s3" if method.startswith("after_") else "s1"
+    return "s3" if method in (*HALF_WAY, *CLOSED_SET) else "s1"
 
 
 def listed(table: Table) -> list[Measured]:
@@ -102,6 +102,20 @@ def difference_table(table: Table) -> str:
             found = difference(ours, other) if other.method in (*BASELINES, *ORACLES) else None
             if found:
                 rows.append([title(ours.method, ours.member), title(other.method, other.member), *points(found)])
+    return markdown(["first", "minus", "points", "95 % interval", "seeds"], rows)
+
+
+def closed_set_table(table: Table) -> str:
+    """What methods made for closed sets do without foreign photos, and what foreign photos cost them."""
+    rows = []
+    for closed, open_set in CLOSED_SET.items():
+        for one in listed(table):
+            if one.method != closed:
+                continue
+            for other in (table.get((method, one.member)) for method in ("long", open_set)):
+                found = difference(one, other) if other else None
+                if other and found:
+                    rows.append([title(one.method, one.member), title(other.method, other.member), *points(found)])
     return markdown(["first", "minus", "points", "95 % interval", "seeds"], rows)
 
 
@@ -187,6 +201,8 @@ def section(folder: Path) -> str:
         start = table.get(("supervised" if oracle.method == "oracle" else "long", oracle.member))
         if start is not None:
             parts.append(gap_table(table, start, oracle))
+    if any(method in CLOSED_SET for method, _ in table):
+        parts += ["### Without foreign photos", closed_set_table(table)]
     if any(method.startswith("ablation/") for method, _ in table):
         parts += ["### One part changed, judged by round 0", ablation_table(table)]
     parts += ["### Votes", vote_table(table)]

@@ -12,7 +12,8 @@ many steps as lead to the pipeline's last model, through all rounds.
 
 ``naive``: pseudo-labels from the supervised model wherever it is at least 95 % sure, foreign photos or not.
 
-``fixmatch``, ``freematch``: see :mod:`benchmarks.accuracy.consistency`; as many steps as ``long``.
+``fixmatch``, ``freematch``: see :mod:`benchmarks.accuracy.consistency`; as many steps as ``long``. With ``_in_class``
+in the name the truth has taken the foreign photos out: the closed set that both were published for.
 
 ``simclr``: supervised fine-tuning from weights pre-trained as in :mod:`benchmarks.accuracy.contrastive`; together as
 many steps as ``long``.
@@ -43,7 +44,7 @@ from snakemake.utils import update_config
 
 from benchmarks.accuracy.consistency import AdaptiveThreshold, FixedThreshold, Photos, one_phase, train_consistency
 from benchmarks.accuracy.contrastive import train_contrastive
-from benchmarks.accuracy.methods import AS_LONG_AS_THE_PIPELINE, HALF_WAY, REFERENCES
+from benchmarks.accuracy.methods import AS_LONG_AS_THE_PIPELINE, CLOSED_SET, HALF_WAY, REFERENCES
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.clustering import unit_rows
 from fieldmark.config import model_settings, resolve, stage_settings
@@ -77,6 +78,12 @@ def true_labels(manifest: pl.DataFrame, truth: dict[str, int]) -> pl.DataFrame:
         pl.lit(1.0).alias("weight"),
         (pl.col("class_id") >= 0).alias("selected"),
     )
+
+
+def in_class_photos(unlabeled: pl.DataFrame, truth: dict[str, int]) -> pl.DataFrame:
+    """The unlabeled photos that show a labeled class, in their order."""
+    known = [image_id for image_id in unlabeled["image_id"] if truth.get(image_id, -1) >= 0]
+    return unlabeled.filter(pl.col("image_id").is_in(known))
 
 
 def sure_labels(manifest: pl.DataFrame, supervised: Path, hardware: Hardware, threshold: float = 0.95) -> pl.DataFrame:
@@ -219,8 +226,8 @@ class Reference:
 
     def train(self, manifest: pl.DataFrame, truth: dict[str, int]) -> None:
         """Leave the model in :attr:`folder`."""
-        if self.name in THRESHOLDS:
-            self._train_consistency(manifest)
+        if CLOSED_SET.get(self.name, self.name) in THRESHOLDS:
+            self._train_consistency(manifest, truth)
             return
         finetune_classifier(
             manifest=self.table("manifest"),
@@ -250,14 +257,16 @@ class Reference:
         own = [{key: value for key, value in phase.items() if key not in ("balanced", "shares")} for phase in phases]
         return one_phase([Phase(**phase) for phase in own])
 
-    def _train_consistency(self, manifest: pl.DataFrame) -> None:
+    def _train_consistency(self, manifest: pl.DataFrame, truth: dict[str, int]) -> None:
         classes = read_table("classes", self.table("classes")).height
         model = self._untrained(classes)
         labeled, unlabeled = (manifest.filter(split=split).sort("image_id") for split in ("labeled", "unlabeled"))
+        if self.name in CLOSED_SET:
+            unlabeled = in_class_photos(unlabeled, truth)
         target = labeled["class_id"].to_numpy().astype(np.int64)
         photos = Photos(labeled["path"].to_list(), target, unlabeled["path"].to_list())
         strong = Augmentation(**self.config["augmentation"])
-        threshold = THRESHOLDS[self.name](classes)
+        threshold = THRESHOLDS[CLOSED_SET.get(self.name, self.name)](classes)
         train_consistency(model, photos, self._one_phase(), strong, threshold, self.config["seed"])
         save_classifier(model, self.folder / "model.safetensors")
 
