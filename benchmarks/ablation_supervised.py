@@ -230,7 +230,7 @@ def ablation(
     name = next(iter(config["models"]))
     folder = results / "ablation"
     data = load_data(config, results, folder)
-    hardware = Hardware(precision=config["compute"]["precision"], cache_mb=2000, decode_threads=threads)
+    hardware = Hardware.of_machine(precision=config["compute"]["precision"], cache_mb=2000, decode_threads=threads)
     stage = StageSettings(**stage_settings(config, name, recipe))
     views = {"plain": ViewPlan(), "tta": ViewPlan(**{k: v for k, v in config["predict"].items() if k != "top_k"})}
     code = fingerprint("finetune_classifier") + fingerprint("predict_photos")

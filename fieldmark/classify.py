@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from fieldmark.artifacts import ArtifactError
 from fieldmark.finished import Finished, load_finished
 from fieldmark.hardware import Hardware
@@ -85,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not paths:
         print(f"no photos in {', '.join(given.photos)}", file=sys.stderr)
         return 2
-    hardware = Hardware(accelerator="cuda" if torch.cuda.is_available() else "cpu")
+    hardware = Hardware.of_machine()
     rows: list[Row] = []
     unreadable = 0
     for start in range(0, len(paths), _AT_ONCE):

@@ -60,6 +60,15 @@ class Hardware:
             nodes=nodes,
         )
 
+    @classmethod
+    def of_machine(cls, **settings: Any) -> "Hardware":
+        """One GPU of this machine, if it has any, else its CPU: for commands that no workflow gives resources to.
+
+        Args:
+            settings: the other attributes.
+        """
+        return cls(accelerator="cuda" if torch.cuda.is_available() else "cpu", **settings)
+
     def one_device(self) -> lightning_fabric.Fabric:
         """Fabric for a single process.
 

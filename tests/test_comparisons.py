@@ -28,6 +28,7 @@ from benchmarks.accuracy.page import page
 from benchmarks.accuracy.references import Reference, nearest_centroid, pipeline_steps
 from fieldmark.artifacts import write_table
 from fieldmark.config import resolve
+from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.models import Architecture, Classifier, build_classifier
 from fieldmark.phases import Phase
@@ -245,7 +246,7 @@ def test_contrastive_training_draws_views_of_one_photo_together_and_of_two_apart
     phase = Phase("contrastive", 40, 16, 0.003, frozen_norms=False)
     untrained, *trained = [build_classifier(architecture, "none", seed=1) for _ in range(3)]
     for model in trained:
-        train_contrastive(model, paths, phase, Augmentation(), seed=1, photos=8)
+        train_contrastive(model, paths, phase, Augmentation(), Hardware(), seed=1, photos=8)
     with PhotoStore(paths, 32, 2**20, 1) as store:
         decoded = collate(store.get(np.arange(8)))
 

@@ -12,12 +12,15 @@ import polars as pl
 import pytest
 import torch
 
+from benchmarks.accuracy.consistency import AdaptiveThreshold, Photos, train_consistency
+from benchmarks.accuracy.contrastive import train_contrastive
 from fieldmark.artifacts import read_table
 from fieldmark.context import ContextTables
 from fieldmark.fitting import Plan, StageSettings, Task, fit
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
-from fieldmark.models import ModelSettings, load_classifier
+from fieldmark.models import Architecture, ModelSettings, build_classifier, load_classifier
+from fieldmark.phases import Phase
 from fieldmark.photosets import PhotoSet
 from fieldmark.validation import Validation
 from fieldmark.views import Augmentation
@@ -63,6 +66,21 @@ def test_a_gpu_trains_and_infers_as_the_cpu_does(
     found = trained(toy, Hardware("cuda", precision=precision), tmp_path / "gpu")
     for name, value, wanted in zip(("losses", "embeddings", "probabilities"), found, expected, strict=True):
         np.testing.assert_allclose(value, wanted, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("method", ["consistency", "contrastive"])
+def test_a_gpu_trains_what_the_pipeline_is_compared_with_as_the_cpu_does(toy: PhotoSet, method: str) -> None:
+    phase = Phase(method, 5, 12, 1e-4, frozen_norms=False)
+    found = []
+    for hardware in (Hardware(), Hardware("cuda")):
+        model = build_classifier(Architecture("test_resnet", 8, 3, 0, False, 32), "none", seed=3)
+        if method == "consistency":
+            photos = Photos(toy.paths[:6], toy.target[:6], toy.paths[6:])
+            train_consistency(model, photos, phase, Augmentation(), AdaptiveThreshold(3), hardware, seed=3)
+        else:
+            train_contrastive(model, toy.paths, phase, Augmentation(), hardware, seed=3, photos=4)
+        found.append(infer(model, toy.paths, ViewPlan(), hardware)[0])
+    np.testing.assert_allclose(*found, rtol=0.01, atol=0.01)
 
 
 # What it compares is two devices with one; with processes on a CPU, tests/test_parallel.py does the same everywhere.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.losses import weighted_cross_entropy
 from fieldmark.models import Classifier, freeze_norms
@@ -50,6 +51,7 @@ class AdaptiveThreshold:
     def passes(self, probabilities: Tensor) -> Tensor:
         """(B, C) probabilities of weak views to (B,) whether the photo takes part; updates the running means."""
         confidence, label = probabilities.max(dim=1)
+        self.overall, self.by_class = self.overall.to(confidence.device), self.by_class.to(confidence.device)
         self.overall = torch.lerp(confidence.mean(), self.overall, self.momentum)
         self.by_class = torch.lerp(probabilities.mean(dim=0), self.by_class, self.momentum)
         return confidence >= self.overall * (self.by_class / self.by_class.max())[label]
@@ -70,6 +72,7 @@ def train_consistency(
     phase: Phase,
     strong: Augmentation,
     threshold: FixedThreshold | AdaptiveThreshold,
+    hardware: Hardware,
     seed: int,
     labeled_share: float = 0.25,
 ) -> None:
@@ -82,6 +85,7 @@ def train_consistency(
             unlabeled ones, each counted twice: its weak and its strong view.
         strong: strength of the strong views, and of the views of labeled photos.
         threshold: which unlabeled photos take part.
+        hardware: one of its devices is used.
         seed: of the order and of all views.
         labeled_share: of the views of a step.
     """
@@ -90,34 +94,37 @@ def train_consistency(
     count = len(photos.labeled)
     known = BalancedSampler(np.arange(count), photos.target, seed)
     unknown = EpochSampler(np.arange(count, count + len(photos.unlabeled)), seed + 1)
-    optimizer = prepare(model, phase)
+    fabric = hardware.one_device()
+    wrapped, optimizer = fabric.setup(model, prepare(model, phase))
     side = model.architecture.image_size
     progress = Progress(phase.name, phase.steps * phase.batch_size)
-    with PhotoStore([*photos.labeled, *photos.unlabeled], decode_side(side), 2**30, 1) as store:
+    everything = [*photos.labeled, *photos.unlabeled]
+    with PhotoStore(everything, decode_side(side), hardware.cache_mb * 2**20, hardware.decode_threads) as store:
         for step in range(phase.steps):
             first, second = known.positions(step * labels, labels), unknown.positions(step * others, others)
             generator = torch.Generator().manual_seed(
                 int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] % 2**63)
             )
-            views = {
-                name: normalise(random_views(*collate(store.get(rows)), side, how, generator), model.normalisation)
-                for name, rows, how in (("labeled", first, strong), ("weak", second, WEAK), ("strong", second, strong))
-            }
+            views = {}
+            for name, rows, how in (("labeled", first, strong), ("weak", second, WEAK), ("strong", second, strong)):
+                batch, sizes = (part.to(fabric.device) for part in collate(store.get(rows)))
+                views[name] = normalise(random_views(batch, sizes, side, how, generator), model.normalisation)
             model.train()
             if phase.frozen_norms:
                 freeze_norms(model.backbone)
             with torch.no_grad():
-                probabilities = model(views["weak"])[1].softmax(dim=1)
+                probabilities = wrapped(views["weak"])[1].softmax(dim=1)
             sure = threshold.passes(probabilities)
             for group in optimizer.param_groups:
                 group["lr"] = phase.learning_rate * group["scale"] * learning_rate_at(phase, step)
-            logits = model(torch.cat([views["labeled"], views["strong"]]))[1]
-            target = torch.from_numpy(photos.target[first])
-            loss = weighted_cross_entropy(logits[:labels], target, torch.ones(labels), phase.label_smoothing)
+            logits = wrapped(torch.cat([views["labeled"], views["strong"]]))[1]
+            target = torch.from_numpy(photos.target[first]).to(fabric.device)
+            alike = torch.ones(labels, device=fabric.device)
+            loss = weighted_cross_entropy(logits[:labels], target, alike, phase.label_smoothing)
             own = functional.cross_entropy(logits[labels:], probabilities.argmax(dim=1), reduction="none")
             loss = loss + (own * sure).mean()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            fabric.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), phase.clip)
             optimizer.step()
             progress.add(

@@ -118,7 +118,7 @@ def detector_scores(config: Mapping[str, Any], results: Path, threads: int) -> t
     in_class = np.array([truth[image_id] >= 0 for image_id in photos["image_id"]])
     name, model = next(iter(config["models"].items()))
     supervised = load_classifier(results / "baseline" / name / model["recipes"][0] / "model.safetensors")
-    hardware = Hardware(precision=config["compute"]["precision"], decode_threads=threads)
+    hardware = Hardware.of_machine(precision=config["compute"]["precision"], decode_threads=threads)
     embeddings, logits = logits_of(supervised, photos["path"].to_list(), hardware)
     labeled, _ = logits_of(supervised, data["manifest"].filter(split="labeled")["path"].to_list(), hardware)
     scores = standard_detectors(logits, embeddings, labeled)

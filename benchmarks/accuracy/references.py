@@ -170,8 +170,9 @@ class Reference:
 
     @property
     def hardware(self) -> Hardware:
-        """The CPU, with the configured precision."""
-        return Hardware(precision=self.config["compute"]["precision"], cache_mb=2000, decode_threads=self.threads)
+        """A GPU, if this machine has any, or the CPU, with the configured precision."""
+        precision = self.config["compute"]["precision"]
+        return Hardware.of_machine(precision=precision, cache_mb=2000, decode_threads=self.threads)
 
     def table(self, name: str) -> Path:
         """A table of the run's data."""
@@ -220,7 +221,7 @@ class Reference:
         photos = manifest.filter(pl.col("split").is_in(["labeled", "unlabeled"])).sort("image_id")
         phase = replace(phase, steps=self.total_steps - phase.steps)
         strong = Augmentation(**self.config["augmentation"])
-        train_contrastive(model, photos["path"].to_list(), phase, strong, self.config["seed"])
+        train_contrastive(model, photos["path"].to_list(), phase, strong, self.hardware, self.config["seed"])
         save_classifier(model, self.folder / "pretrained.safetensors")
         return str(self.folder / "pretrained.safetensors")
 
@@ -267,7 +268,7 @@ class Reference:
         photos = Photos(labeled["path"].to_list(), target, unlabeled["path"].to_list())
         strong = Augmentation(**self.config["augmentation"])
         threshold = THRESHOLDS[CLOSED_SET.get(self.name, self.name)](classes)
-        train_consistency(model, photos, self._one_phase(), strong, threshold, self.config["seed"])
+        train_consistency(model, photos, self._one_phase(), strong, threshold, self.hardware, self.config["seed"])
         save_classifier(model, self.folder / "model.safetensors")
 
     def predict(self, manifest: pl.DataFrame, test: pl.DataFrame, classes: int) -> np.ndarray:
