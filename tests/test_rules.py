@@ -148,6 +148,17 @@ def test_guides_of_earlier_rounds_judge_if_asked(
     assert [int(number) for number in re.findall(r"round(\d)/tiny/guide/scores/0", blocks[0])] == rounds
 
 
+def test_each_stage_trains_on_from_the_model_before_it(fresh: Project) -> None:
+    text = fresh.succeed("--dry-run", "--cores", "2", "--configfile", TINY)
+    model = r"results/(\S*)/model\.safetensors"
+    found = re.findall(rf"rule \w+:\n    input: (.*)\n    output: {model}", text)
+    before = {made: re.findall(model, inputs) for inputs, made in found}
+    chain = ["baseline/tiny/layerwise"]
+    for number in (0, 1):
+        chain += [f"round{number}/tiny/{stage}" for stage in ("pretrain", "guide", "refine", "layerwise")]
+    assert [before[made] for made in chain] == [[], *([one] for one in chain[:-1])]
+
+
 def test_the_supervised_demo_plans_detection_and_both_recipes_without_rounds(fresh: Project) -> None:
     jobs = fresh.planned(config="configs/demo_supervised.yaml")
     assert {job.recipe for job in jobs if job.rule == "finetune_classifier"} == {"layerwise", "two_stage"}
