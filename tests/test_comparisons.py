@@ -84,8 +84,20 @@ def test_differences_are_paired_and_the_gap_is_between_baseline_and_oracle() -> 
     ours = measured("round0", [[1, 1, 1, 0], [1, 1, 0, 0]])
     found = difference(ours, supervised)
     assert found is not None and found.value == pytest.approx(0.125) and found.low == 0 and found.seeds == 2
-    assert closed_gap(ours, supervised, measured("oracle", [[1] * 4, [1] * 4])) == pytest.approx(0.25)
+    share = closed_gap(ours, supervised, measured("oracle", [[1] * 4, [1] * 4]))
+    assert share is not None and share.value == pytest.approx(0.25) and share.low == 0 and share.seeds == 2
     assert closed_gap(ours, supervised, supervised) is None
+
+
+def test_the_interval_of_a_closed_gap_is_of_its_own_draws() -> None:
+    rng = np.random.default_rng(4)
+    low, own, high = (rng.random((2, 400)) < level for level in (0.5, 0.6, 0.9))
+    share = closed_gap(*(measured("any", hits.astype(int).tolist()) for hits in (own, low, high)))
+    assert share is not None and share.low < 0.25 < share.high and share.high - share.low < 0.6
+    # One photo tells the baseline from the oracle, and most draws of ten miss it: then ours is infinitely far beyond.
+    none, one, all_but = [0] * 10, [1] + [0] * 9, [0, *([1] * 9)]
+    share = closed_gap(*(measured("any", [hits], seeds=(1,)) for hits in (all_but, none, one)))
+    assert share is not None and share.value == pytest.approx(9) and np.isinf(share.high)
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:

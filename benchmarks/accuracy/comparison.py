@@ -89,7 +89,7 @@ def read_accuracies(folder: Path) -> dict[tuple[str, str], Measured]:
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second on the same seeds and photos, as shares."""
+    """First minus second on the same seeds and photos, or another figure of both, as shares, with its interval."""
 
     value: float
     low: float
@@ -106,13 +106,30 @@ def difference(first: Measured, second: Measured) -> Difference | None:
     return Difference(float(values.mean()), *interval(values), len(common))
 
 
-def closed_gap(ours: Measured, supervised: Measured, oracle: Measured) -> float | None:
-    """Share of the way from a supervised model to an oracle, over the seeds that all three have."""
+def closed_gap(ours: Measured, supervised: Measured, oracle: Measured) -> Difference | None:
+    """Share of the way from a supervised model to an oracle, over the seeds that all three have.
+
+    Each draw of the bootstrap takes the same seeds and photos of all three. Where the gap is small against its own
+    spread, so is what the share can tell: its interval is wide, and None stands for no gap at all.
+    """
     common = tuple(seed for seed in ours.seeds if seed in supervised.seeds and seed in oracle.seeds)
     if not common:
         return None
-    low, high = (one.of_seeds(common).mean() for one in (supervised, oracle))
-    return float((ours.of_seeds(common).mean() - low) / (high - low)) if high > low else None
+    three = np.stack([one.of_seeds(common) for one in (ours, supervised, oracle)])
+    own, low, high = three.mean(axis=(1, 2))
+    if high <= low:
+        return None
+    rng = np.random.default_rng(_SEED)
+    _, seeds, photos = three.shape
+    shares = []
+    for _ in range(RESAMPLES):
+        drawn = three[:, rng.integers(seeds, size=seeds)][:, :, rng.integers(photos, size=photos)].mean(axis=(1, 2))
+        gap = drawn[2] - drawn[1]
+        # Of a draw without a gap, ours is infinitely far beyond it, or behind.
+        shares.append((drawn[0] - drawn[1]) / gap if gap > 0 else np.copysign(np.inf, drawn[0] - drawn[1]))
+    # The nearest draw, not a mean of two, which could be infinite.
+    interval_low, interval_high = np.quantile(shares, [0.025, 0.975], method="nearest")
+    return Difference(float((own - low) / (high - low)), float(interval_low), float(interval_high), len(common))
 
 
 def best(measured: Mapping[tuple[str, str], Measured], methods: tuple[str, ...]) -> Measured | None:

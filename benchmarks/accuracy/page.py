@@ -125,13 +125,17 @@ def gap_table(table: Table, supervised: Measured, oracle: Measured) -> str:
     for one in listed(table):
         share = closed_gap(one, supervised, oracle)
         if share is not None and (one.method.startswith("round") or one.method == "ensemble"):
-            rows.append([title(one.method, one.member), f"{100 * share:.0f}"])
+            value, low, high = (
+                f"{100 * part:.0f}".replace("-", "−").replace("inf", "∞")
+                for part in (share.value, share.low, share.high)
+            )
+            rows.append([title(one.method, one.member), value, f"{low} to {high}", str(share.seeds)])
     common = tuple(seed for seed in supervised.seeds if seed in oracle.seeds)
     values = [percent(float(one.of_seeds(common).mean())) for one in (supervised, oracle)]
     ends = [
         f"{title(one.method, one.member)} ({value})" for one, value in zip((supervised, oracle), values, strict=True)
     ]
-    return markdown(["model", f"% of the gap from {ends[0]} to {ends[1]}"], rows)
+    return markdown(["model", f"% of the gap from {ends[0]} to {ends[1]}", "95 % interval", "seeds"], rows)
 
 
 def ablation_table(table: Table) -> str:
