@@ -155,8 +155,10 @@ def test_each_stage_trains_on_from_the_model_before_it(fresh: Project) -> None:
     before = {made: re.findall(model, inputs) for inputs, made in found}
     chain = ["baseline/tiny/layerwise"]
     for number in (0, 1):
-        chain += [f"round{number}/tiny/{stage}" for stage in ("pretrain", "guide", "refine", "layerwise")]
+        chain += [f"round{number}/tiny/{stage}" for stage in ("pretrain", "refine", "layerwise")]
     assert [before[made] for made in chain] == [[], *([one] for one in chain[:-1])]
+    # The guide judges photos, and its model goes no further.
+    assert [before[f"round{number}/tiny/guide"] for number in (0, 1)] == [[chain[1]], [chain[4]]]
 
 
 def test_the_supervised_demo_plans_detection_and_both_recipes_without_rounds(fresh: Project) -> None:

@@ -31,8 +31,7 @@ rule refine_backbone:
     input:
         manifest=MANIFEST,
         subclusters="results/round{round}/subclusters.parquet",
-        # The guide knows what the clusters taught, and the labels beside; what it cost to train is not lost.
-        weights="results/round{round}/{model}/guide/model.safetensors",
+        weights="results/round{round}/{model}/pretrain/model.safetensors",
         boxes=boxes_of,
     output:
         weights="results/round{round}/{model}/refine/model.safetensors",
