@@ -17,21 +17,29 @@ from PIL import Image
 from snakemake.utils import update_config
 from torch.nn import functional
 
-from benchmarks.accuracy import references
+from benchmarks.accuracy import consistency, references
 from benchmarks.accuracy.ablations import ABLATIONS, applicable, judged_recipe
 from benchmarks.accuracy.comparison import Measured, best, closed_gap, difference, interval
-from benchmarks.accuracy.consistency import AdaptiveThreshold, FixedThreshold, one_phase
+from benchmarks.accuracy.consistency import (
+    AdaptiveThreshold,
+    FixedThreshold,
+    Photos,
+    one_phase,
+    train_consistency,
+)
 from benchmarks.accuracy.contrastive import train_contrastive
 from benchmarks.accuracy.foreign_detectors import foreign_share, standard_detectors
 from benchmarks.accuracy.methods import CLOSED_SET, REFERENCES, rank, title
 from benchmarks.accuracy.page import page
-from benchmarks.accuracy.references import Reference, nearest_centroid, pipeline_steps
+from benchmarks.accuracy.references import Reference, nearest_centroid, pipeline_steps, surest_labels
 from fieldmark.artifacts import write_table
 from fieldmark.config import resolve
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
+from fieldmark.losses import weighted_cross_entropy
 from fieldmark.models import Architecture, Classifier, build_classifier
 from fieldmark.phases import Phase
+from fieldmark.photosets import PhotoSet
 from fieldmark.views import Augmentation, collate, normalise, random_views
 from tests.project import ROOT, TINY
 
@@ -209,6 +217,33 @@ def test_a_long_reference_takes_as_many_steps_as_lead_to_the_last_model() -> Non
 def test_the_taxonomy_reference_adds_photos_with_coarse_taxa_alone() -> None:
     for phase in Reference(demo_config(), Path(), "taxonomy", "lite0", "layerwise", 1).recipe_settings()["phases"]:
         assert phase["shares"] == {"labeled": 0.5, "unlabeled": 0.5} and phase["marginal_weight"] == 1
+
+
+def test_naive_pseudo_labels_are_as_many_as_asked_for_and_the_surest(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"image_id": ["d", "a", "c", "b", "x"], "split": ["unlabeled"] * 4 + ["test"], "path": list("dacbx")}
+    sure = {"a": [0.5, 0.5], "b": [0.1, 0.9], "c": [0.8, 0.2], "d": [0.3, 0.7]}
+    monkeypatch.setattr(references, "load_classifier", lambda path: path)
+    monkeypatch.setattr(references, "infer", lambda _, paths, *__: (None, np.array([sure[path] for path in paths])))
+    found = surest_labels(pl.DataFrame(rows), Path("supervised"), Hardware(), 2)
+    assert found["image_id"].to_list() == list("abcd") and found["class_id"].to_list() == [0, 1, 0, 1]
+    assert found["selected"].to_list() == [False, True, True, False]
+
+
+def test_consistency_asks_no_surer_network_than_its_labels_teach(
+    toy: PhotoSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def recorded(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smoothing: float) -> torch.Tensor:
+        asked.append(smoothing)
+        return weighted_cross_entropy(logits, target, weight, smoothing)
+
+    monkeypatch.setattr(consistency, "weighted_cross_entropy", recorded)
+    model = build_classifier(Architecture("test_resnet", 0, 3, 0, False, 32), "none", seed=1)
+    photos = Photos(toy.paths[:6], toy.target[:6], toy.paths[6:])
+    phase = Phase("all", 2, 8, 1e-3, label_smoothing=0.1)
+    train_consistency(model, photos, phase, Augmentation(), FixedThreshold(), Hardware(), seed=1)
+    assert asked == [0.0, 0.0]
 
 
 def test_a_closed_set_holds_the_in_class_photos_alone(monkeypatch: pytest.MonkeyPatch) -> None:

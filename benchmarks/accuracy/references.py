@@ -10,7 +10,8 @@ many steps as lead to the pipeline's last model, through all rounds.
 
 ``taxonomy``: supervised, with the marginal loss on the coarse taxa of the unlabeled photos (Su and Maji 2021).
 
-``naive``: pseudo-labels from the supervised model wherever it is at least 95 % sure, foreign photos or not.
+``naive``: pseudo-labels from the supervised model for the photos that it is surest of, foreign or not, as many as the
+pipeline selects in its last round. (A fixed threshold would say little: label smoothing keeps models below .95 or so.)
 
 ``fixmatch``, ``freematch``: see :mod:`benchmarks.accuracy.consistency`; as many steps as ``long``. With ``_in_class``
 in the name the truth has taken the foreign photos out: the closed set that both were published for.
@@ -86,18 +87,19 @@ def in_class_photos(unlabeled: pl.DataFrame, truth: dict[str, int]) -> pl.DataFr
     return unlabeled.filter(pl.col("image_id").is_in(known))
 
 
-def sure_labels(manifest: pl.DataFrame, supervised: Path, hardware: Hardware, threshold: float = 0.95) -> pl.DataFrame:
-    """A ``pseudo_labels`` table of what a supervised model is sure of."""
+def surest_labels(manifest: pl.DataFrame, supervised: Path, hardware: Hardware, count: int) -> pl.DataFrame:
+    """A ``pseudo_labels`` table of the ``count`` photos that a supervised model is surest of."""
     photos = manifest.filter(pl.col("split") == "unlabeled").sort("image_id")
     _, probabilities = infer(load_classifier(supervised), photos["path"].to_list(), ViewPlan(flip=True), hardware)
     confidence = pl.Series("confidence", probabilities.max(axis=1))
+    rank = confidence.rank("ordinal", descending=True)
     return photos.select("image_id").with_columns(
         pl.Series("class_id", probabilities.argmax(axis=1)).cast(pl.Int32),
         confidence,
         pl.lit(1.0).alias("neighbour_agreement"),
         confidence.alias("in_class_score"),
         pl.lit(1.0).alias("weight"),
-        (confidence >= threshold).alias("selected"),
+        (rank <= count).alias("selected"),
     )
 
 
@@ -205,7 +207,9 @@ class Reference:
             table = true_labels(manifest, truth)
         elif self.name == "naive":
             supervised = self.results / "baseline" / self.model / self.recipe / "model.safetensors"
-            table = sure_labels(manifest, supervised, self.hardware)
+            last = self.results / f"round{self.config['rounds'] - 1}" / "pseudo_labels.parquet"
+            count = int(read_table("pseudo_labels", last)["selected"].sum())
+            table = surest_labels(manifest, supervised, self.hardware, count)
         if table is None:
             return None
         write_table(table, "pseudo_labels", self.folder / "pseudo_labels.parquet")
