@@ -30,6 +30,9 @@ figure of this page chooses anything, except the best baseline: being the best o
 Intervals are 95 %, of a bootstrap that draws test photos and seeds, each with replacement; with one seed they hold no
 spread of seeds. Differences are paired by photo and seed.
 """
+ABLATIONS_NOTE = """Each variant is one training a seed, and so is the model it is compared with. The intervals hold the
+spread of photos, and of seeds if there are several, but not what two trainings with the same settings differ by (on
+groceries about two points): if the model itself was an unlucky one, all variants look good."""
 _STYLE = """<style>
 text { font: 12px system-ui, sans-serif; fill: #5d655c; } .figure { font-variant-numeric: tabular-nums; }
 .grid { stroke: #8d948b; stroke-opacity: .35; }
@@ -208,7 +211,7 @@ def section(folder: Path) -> str:
     if any(method in CLOSED_SET for method, _ in table):
         parts += ["### Without foreign photos", closed_set_table(table)]
     if any(method.startswith("ablation/") for method, _ in table):
-        parts += ["### One part changed, judged by round 0", ablation_table(table)]
+        parts += ["### One part changed, judged by round 0", ABLATIONS_NOTE, ablation_table(table)]
     parts += ["### Votes", vote_table(table)]
     return "\n\n".join(part.strip() for part in [*parts, "### Unlabeled photos", unlabeled_tables(folder)])
 
