@@ -117,7 +117,8 @@ class Classifier(nn.Module):
         fit_input_size(self.backbone, architecture.image_size)
         if small_maps_are_slow():
             speed_up_small_maps(self.backbone)
-        width = self.backbone.num_features
+        # Some backbones (MobileNetV3, HGNet) keep a layer of their own between the pooled features and the classes.
+        width = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         streams = 2 if architecture.streams == "photo_and_crop" else 1
         self.neck = nn.Linear(streams * width, architecture.embedding or width)
         if self.neck.out_features == width:

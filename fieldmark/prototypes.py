@@ -43,6 +43,7 @@ class PrototypeBlend(nn.Module):
             self.prototypes[cls] = functional.normalize(keep * old + (1 - keep) * mean, dim=0)
 
     def forward(self, embedding: Tensor, linear_logits: Tensor) -> Tensor:
-        """(B, D) embeddings and (B, C) logits to (B, C) blended logits, in float32."""
-        cosine = functional.normalize(embedding.float(), dim=1) @ self.prototypes.T
-        return torch.lerp(linear_logits.float(), self.scale * cosine, self.share)
+        """(B, D) embeddings and (B, C) logits to (B, C) blended logits, in float32 whatever the autocast."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            cosine = functional.normalize(embedding.float(), dim=1) @ self.prototypes.T
+            return torch.lerp(linear_logits.float(), self.scale * cosine, self.share)

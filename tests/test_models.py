@@ -58,6 +58,12 @@ def test_a_narrow_neck_starts_orthogonal_and_outputs_have_the_declared_shapes(ma
     assert embedding.shape == (4, 10) and logits.shape == (4, 7) and logits.dtype == torch.float32
 
 
+def test_a_backbone_may_keep_a_layer_between_its_features_and_the_classes(make_model: MakeModel) -> None:
+    model = make_model(backbone="mobilenetv3_small_050")
+    assert model.backbone.num_features != model.neck.in_features == 1024
+    assert [tuple(part.shape) for part in model(images())] == [(4, model.width), (4, model.outputs)]
+
+
 def test_an_unknown_backbone_is_refused_by_name(make_model: MakeModel) -> None:
     with pytest.raises(WeightsError, match="no backbone 'efficientnet_lite9000'"):
         make_model(backbone="efficientnet_lite9000")
@@ -138,6 +144,19 @@ def test_blended_logits_lean_on_prototypes_where_labels_are_few() -> None:
             cosine = embedding[photo] @ prototypes[cls] / np.linalg.norm(embedding[photo])
             beta = 10 / (10 + count)
             assert found[photo, cls] == pytest.approx((1 - beta) * logits[photo, cls] + beta * 16 * cosine, abs=1e-4)
+
+
+def test_blended_logits_are_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    blend = PrototypeBlend(5, 4)
+    blend.prototypes.normal_()
+    blend.set_counts(torch.tensor([1, 2, 3, 4]), strength=5.0)
+    embedding, logits = torch.randn(3, 5, requires_grad=True), torch.randn(3, 4)
+    expected = blend(embedding, logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = blend(embedding, logits)
+    found.sum().backward()
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 def test_without_counts_only_linear_logits_count() -> None:
