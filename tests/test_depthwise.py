@@ -94,10 +94,11 @@ def test_a_classifier_has_them_where_they_pay_and_its_weights_keep_their_names(
     model = Classifier(Architecture("tf_efficientnet_lite0", 0, 3, 0, False, 64))
     changed = [layer for layer in model.backbone.modules() if isinstance(layer, SmallMapConv2d)]
     assert len(changed) == fast  # of 16; the other four have a stride and pad for themselves
-    names = set(model.state_dict())
+    names, printed = set(model.state_dict()), str(model)
     for layer in changed:
         layer.__class__ = nn.Conv2d
     assert set(model.state_dict()) == names
+    assert str(model) == printed  # so that a checkpoint of one kind of processor is taken on another
 
 
 def test_they_can_be_sent_to_other_processes() -> None:
