@@ -114,6 +114,15 @@ def test_two_targets_of_a_mixed_photo_both_get_their_margin() -> None:
     torch.testing.assert_close(mixed, torch.stack([one[0, 0], cosine[0, 1], other[0, 2]])[None])
     same = with_margin(cosine, torch.tensor([[0, 0]]), torch.tensor([0.2, 0.2, 0.4]))
     torch.testing.assert_close(same, one)
+    none = with_margin(cosine, torch.tensor([[0, -1]]), torch.tensor([0.2, 0.2, 0.4]))
+    torch.testing.assert_close(none, one)
+
+
+@pytest.mark.parametrize("target", [[0, 2], [1, 1], [0, -1], [-1, 0], [-1, -1]])
+def test_gradients_of_mixed_photos_are_those_of_finite_differences(target: list[int]) -> None:
+    cosine = torch.tensor([[0.5, 0.1, -0.3]], dtype=torch.float64, requires_grad=True)
+    margins = torch.tensor([0.2, 0.3, 0.4])
+    assert torch.autograd.gradcheck(lambda values: with_margin(values, torch.tensor([target]), margins), (cosine,))
 
 
 @pytest.mark.parametrize("prototypes", [False, True])
