@@ -24,6 +24,8 @@ MAX_BYTES = 512 * 2**20
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+# What libjpeg decodes, and can scale while it does: phones write several pictures into one file, MPO to Pillow.
+_JPEG = ("JPEG", "MPO")
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,13 +81,17 @@ def _open(path: str | Path, data: bytes) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image, path: str | Path) -> int:
+def _turn(image: Image.Image, path: str | Path) -> Image.Transpose | None:
+    """What makes the photo upright; None if it is."""
+    if image.format == "TIFF":
+        # Pillow turns these itself, and says so in their size even before it decodes them.
+        return None
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        return _UPRIGHT.get(int(image.getexif().get(_ORIENTATION_TAG, 1)))
     except (ValueError, TypeError, SyntaxError, KeyError, IndexError, OSError) as error:
         # Damaged EXIF says nothing about the pixels: the photo is good, only its orientation is unknown.
         logger.warning("%s: damaged EXIF (%s); taken as upright", path, error)
-        return 1
+        return None
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
@@ -112,25 +118,6 @@ def _reason(error: Exception) -> str:
     return "truncated" if "truncated" in text.lower() else f"damaged: {text}"
 
 
-def read_photo(path: str | Path) -> Image.Image:
-    """Decode a photo in full: upright by its EXIF orientation, RGB, transparency over white, first frame.
-
-    Raises:
-        PhotoError: if the file is missing, empty, truncated, not an image, too big, or not readable.
-    """
-    data = read_bytes(path)
-    try:
-        image = _open(path, data)
-        turn = _UPRIGHT.get(_orientation(image, path))
-        upright = _to_rgb(image, path)
-        upright.load()
-        return upright.transpose(turn) if turn is not None else upright
-    except (PhotoError, MemoryError):
-        raise
-    except Exception as error:  # decoders raise anything at all on hostile bytes; each becomes a named PhotoError
-        raise PhotoError(path, _reason(error)) from error
-
-
 def decode_resized(
     path: str | Path, data: bytes, side: int, max_aspect: float = 2.0
 ) -> tuple[Image.Image, tuple[int, int]]:
@@ -154,12 +141,12 @@ def decode_resized(
     try:
         image = _open(path, data)
         full = image.size
-        turn = _UPRIGHT.get(_orientation(image, path))
+        turn = _turn(image, path)
         scale = side / min(full)
         longest = int(max_aspect * side)
         # Crop the longer side to max_aspect in source pixels, then both sides to their exact target.
         target = tuple(min(longest, max(side, round(length * scale))) for length in full)
-        if image.format == "JPEG":
+        if image.format in _JPEG:
             needed = tuple(max(side, int(np.ceil(length * scale))) for length in full)
             image.draft(None, needed)  # type: ignore[arg-type]  # (width, height); None keeps the colour mode
         image = _to_rgb(image, path)
@@ -176,7 +163,7 @@ def decode_resized(
         return image, full
     except (PhotoError, MemoryError):
         raise
-    except Exception as error:  # as in read_photo
+    except Exception as error:  # decoders raise anything at all on hostile bytes; each becomes a named PhotoError
         raise PhotoError(path, _reason(error)) from error
 
 
@@ -216,17 +203,17 @@ def decode_upright(
     """
     try:
         image = _open(path, data)
-        turn = _UPRIGHT.get(_orientation(image, path))
+        turn = _turn(image, path)
         full = image.size if turn is None or turn in _STRAIGHT else image.size[::-1]
         share = shrink(*full)
-        if image.format == "JPEG":
+        if image.format in _JPEG:
             image.draft(None, tuple(int(np.ceil(length * share)) for length in image.size))  # type: ignore[arg-type]
         image = _to_rgb(image, path)
         image.load()
         return (image if turn is None else image.transpose(turn)), full
     except (PhotoError, MemoryError):
         raise
-    except Exception as error:  # as in read_photo
+    except Exception as error:  # as in decode_resized
         raise PhotoError(path, _reason(error)) from error
 
 

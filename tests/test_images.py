@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fieldmark import images
-from fieldmark.images import PhotoError, PhotoStore, load_photo, read_photo
+from fieldmark.images import PhotoError, PhotoStore, decode_upright, load_photo, read_bytes
 from tests.miniatures import bomb
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
@@ -19,6 +19,11 @@ def halves(width: int = 120, height: int = 80) -> Image.Image:
     return picture
 
 
+def full_photo(path: Path) -> Image.Image:
+    """Decoded in full."""
+    return decode_upright(path, read_bytes(path), lambda width, height: 1.0)[0]
+
+
 def close(found: object, expected: tuple[int, ...], tolerance: int = 25) -> bool:
     return bool(np.all(np.abs(np.asarray(found, dtype=int) - np.asarray(expected)) <= tolerance))
 
@@ -27,14 +32,14 @@ def close(found: object, expected: tuple[int, ...], tolerance: int = 25) -> bool
 def test_formats_and_odd_names(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     halves().save(path)
-    photo = read_photo(path)
+    photo = full_photo(path)
     assert photo.mode == "RGB" and photo.size == (120, 80)
     assert close(photo.getpixel((10, 40)), RED) and close(photo.getpixel((110, 40)), BLUE)
 
 
 def test_wrong_suffix_is_decoded_by_content(tmp_path: Path) -> None:
     halves().save(tmp_path / "a.jpg", "PNG")
-    assert close(read_photo(tmp_path / "a.jpg").getpixel((10, 40)), RED, 0)
+    assert close(full_photo(tmp_path / "a.jpg").getpixel((10, 40)), RED, 0)
 
 
 def test_cmyk_and_greyscale(tmp_path: Path) -> None:
@@ -48,13 +53,13 @@ def test_cmyk_and_greyscale(tmp_path: Path) -> None:
 
 def test_sixteen_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 30), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert (np.asarray(read_photo(tmp_path / "deep.png")) == 40_000 >> 8).all()
+    assert (np.asarray(full_photo(tmp_path / "deep.png")) == 40_000 >> 8).all()
 
 
 def test_floating_point_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((20, 30), dtype=np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(PhotoError, match="floating-point"):
-        read_photo(tmp_path / "float.tif")
+        full_photo(tmp_path / "float.tif")
 
 
 def test_transparency_is_white(tmp_path: Path) -> None:
@@ -70,11 +75,12 @@ def test_transparency_is_white(tmp_path: Path) -> None:
 def test_animated_gives_the_first_frame(tmp_path: Path) -> None:
     first, second = Image.new("RGB", (30, 30), RED), Image.new("RGB", (30, 30), BLUE)
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
-    assert close(read_photo(tmp_path / "a.gif").getpixel((3, 3)), RED)
+    assert close(full_photo(tmp_path / "a.gif").getpixel((3, 3)), RED)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])  # Pillow turns the second kind itself
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     # The stored picture that a viewer turns upright by each orientation, per the EXIF specification.
     stored = {
         1: lambda a: a,
@@ -89,21 +95,22 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     upright = np.asarray(halves(64, 32)).copy()
     upright[:8] = 255  # a white upper edge, so that every turn and flip differs
     turned = stored[orientation](upright)
+    path = tmp_path / f"a.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(turned)).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(np.asarray(read_photo(tmp_path / "a.png")), upright)
-    small = load_photo(tmp_path / "a.png", 16)
+    Image.fromarray(np.ascontiguousarray(turned)).save(path, exif=exif)
+    np.testing.assert_array_equal(np.asarray(full_photo(path)), upright)
+    small = load_photo(path, 16)
     assert small.shape == (3, 16, 32)
     assert close(small[:, 0, 3], (255, 255, 255)) and close(small[:, 12, 3], RED) and close(small[:, 12, 29], BLUE)
-    _, size = images.decode_resized("a", (tmp_path / "a.png").read_bytes(), 16)
-    assert size == (64, 32)
+    assert images.decode_resized("a", path.read_bytes(), 16)[1] == (64, 32)
+    assert decode_upright(path, path.read_bytes(), lambda width, height: 0.5)[1] == (64, 32)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_keeps_the_photo(tmp_path: Path) -> None:
     halves().save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
-    assert read_photo(tmp_path / "a.jpg").size == (120, 80)
+    assert full_photo(tmp_path / "a.jpg").size == (120, 80)
 
 
 def spoil(folder: Path, kind: str) -> Path:
@@ -154,7 +161,7 @@ SPOILED = {
 @pytest.mark.parametrize("kind", SPOILED)
 def test_bad_photos_are_named_with_their_reason(tmp_path: Path, kind: str) -> None:
     path = spoil(tmp_path, kind)
-    for read in (read_photo, lambda path: load_photo(path, 16)):
+    for read in (full_photo, lambda path: load_photo(path, 16)):
         with pytest.raises(PhotoError, match=SPOILED[kind]) as caught:
             read(path)
         assert caught.value.path == str(path) and str(path) not in caught.value.reason
@@ -173,7 +180,7 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path, suffix: str) ->
         (tmp_path / "a.jpg").write_bytes(data)
         try:
             assert load_photo(tmp_path / "a.jpg", 16).shape[0] == 3
-            assert read_photo(tmp_path / "a.jpg").mode == "RGB"
+            assert full_photo(tmp_path / "a.jpg").mode == "RGB"
         except PhotoError as error:
             assert error.reason
 
@@ -183,7 +190,7 @@ def test_unreadable_permissions(tmp_path: Path) -> None:
     halves().save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").chmod(0)
     with pytest.raises(PhotoError, match="permission"):
-        read_photo(tmp_path / "a.jpg")
+        full_photo(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +219,7 @@ def test_sizes(tmp_path: Path, size: tuple[int, int], shape: tuple[int, int, int
 def test_fast_decoding_looks_like_full_decoding(tmp_path: Path) -> None:
     smooth = Image.effect_noise((40, 30), 80).resize((800, 600), Image.Resampling.BICUBIC).convert("RGB")
     smooth.save(tmp_path / "a.jpg", quality=95)
-    slow = read_photo(tmp_path / "a.jpg").resize((128, 96), Image.Resampling.BICUBIC)
+    slow = full_photo(tmp_path / "a.jpg").resize((128, 96), Image.Resampling.BICUBIC)
     fast = load_photo(tmp_path / "a.jpg", 96).transpose(1, 2, 0)
     assert np.abs(np.asarray(slow, dtype=int) - fast).mean() < 1.5
 
