@@ -22,7 +22,7 @@ class FilterRules:
     """What a cluster must satisfy to be kept; the names are the keys of the config's section ``filter``."""
 
     min_size: int  # photos
-    max_size_share: float  # of all clustered photos
+    max_size_ratio: float  # times the mean size; a share of all photos would drop ordinary clusters where few are made
     spread_quantile: float  # of the spread of the clusters whose size is right
     min_neighbour_agreement: float  # between 0 and 1
     min_coarse_purity: float  # between 0 and 1
@@ -108,7 +108,7 @@ def judge_clusters(measures: pl.DataFrame, rules: FilterRules) -> pl.DataFrame:
     Raises:
         ClusterFilterError: if no cluster is kept; the message counts what each rule dropped.
     """
-    largest = rules.max_size_share * int(measures["size"].sum())
+    largest = rules.max_size_ratio * float(measures["size"].sum()) / measures.height
     right_size = measures.filter(pl.col("size").is_between(rules.min_size, largest))
     # With no cluster of the right size the limit is never looked at.
     spread = right_size["spread"].quantile(rules.spread_quantile, "linear") or 0.0
@@ -129,7 +129,7 @@ def _reason(row: dict[str, float], rules: FilterRules, largest: float, spread: f
     if row["size"] < rules.min_size:
         return f"too few photos: {row['size']}, min_size is {rules.min_size}"
     if row["size"] > largest:
-        return f"too many photos: {row['size']}, max_size_share allows {largest:.0f}"
+        return f"too many photos: {row['size']}, max_size_ratio allows {largest:.0f}"
     if row["spread"] > spread:
         return f"too spread: mean distance {row['spread']:.3f}, spread_quantile is {spread:.3f}"
     if row["neighbour_agreement"] < rules.min_neighbour_agreement:
@@ -146,7 +146,7 @@ def _nothing_kept(reasons: list[str]) -> str:
     rules = [reason.partition(":")[0] for reason in reasons]
     counts = ", ".join(f"{rules.count(rule)} {rule}" for rule in dict.fromkeys(sorted(rules)))
     return (
-        f"all {len(reasons)} clusters were dropped ({counts}); loosen filter.min_size, filter.max_size_share, "
+        f"all {len(reasons)} clusters were dropped ({counts}); loosen filter.min_size, filter.max_size_ratio, "
         "filter.spread_quantile, filter.min_neighbour_agreement or filter.min_coarse_purity, "
         "or make fewer clusters with cluster.clusters_per_class"
     )

@@ -107,6 +107,8 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
         yield "select: expected exactly one of min_in_class_score and selected_share, the other one null"
     if data["format"] != "demo" and data["root"] == "results/demo":
         yield f"data.root: expected the folder of your photos, because data.format is {data['format']}"
+    if data["format"] != "demo" and data["truth"] == "results/demo/truth.csv":
+        yield f"data.truth: expected null or a CSV file of your own, because data.format is {data['format']}"
     if config["submission"]["layout"] == "inat":
         if config["predict"]["top_k"] < 5:
             yield f"predict.top_k: expected at least 5 for submission.layout inat, found {config['predict']['top_k']}"
@@ -167,6 +169,9 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     problems = [_explain(error) for error in errors] or list(_contradictions(config))
     if problems:
         raise ConfigError("the configuration cannot be used:\n  " + "\n  ".join(problems))
+    if config["submission"]["layout"] == "auto":
+        competition = config["data"]["format"] in ("semi_inat", "demo")
+        config["submission"]["layout"] = "semi_inat" if competition else "simple"
     return config
 
 

@@ -23,7 +23,7 @@ from workflow.scripts.filter_clusters import filter_clusters
 
 LOOSE = FilterRules(
     min_size=1,
-    max_size_share=1.0,
+    max_size_ratio=4.0,
     spread_quantile=1.0,
     min_neighbour_agreement=0.0,
     min_coarse_purity=0.0,
@@ -102,14 +102,14 @@ def test_description_equals_the_naive_one(points: np.ndarray) -> None:
     [
         ({}, ["", "", "", ""]),
         ({"min_size": 20}, ["too few photos: 10, min_size is 20", "", "", ""]),
-        ({"max_size_share": 0.3}, ["", "", "", "too many photos: 40, max_size_share allows 30"]),
+        ({"max_size_ratio": 1.2}, ["", "", "", "too many photos: 40, max_size_ratio allows 30"]),
         ({"spread_quantile": 0.5}, ["", "", *(f"too spread: mean distance {s}, " for s in ("0.300", "0.400"))]),
         ({"min_neighbour_agreement": 0.65}, ["", "", "", "neighbours elsewhere: agreement 0.600, "]),
         ({"min_coarse_purity": 0.8}, ["", "", "", "mixed coarse taxa: purity 0.700, min_coarse_purity is 0.8"]),
         # The first failing rule gives the reason.
-        ({"max_size_share": 0.3, "min_coarse_purity": 0.95}, ["", "mixed", "", "too many"]),
+        ({"max_size_ratio": 1.2, "min_coarse_purity": 0.95}, ["", "mixed", "", "too many"]),
         # Clusters of the wrong size do not move the limit of the spread: it is 0.25 here, between 0.2 and 0.3.
-        ({"min_size": 20, "max_size_share": 0.3, "spread_quantile": 0.5}, ["too few", "", "too spread", "too many"]),
+        ({"min_size": 20, "max_size_ratio": 1.2, "spread_quantile": 0.5}, ["too few", "", "too spread", "too many"]),
     ],
 )
 def test_rules_and_reasons(change: dict[str, float], reasons: list[str]) -> None:

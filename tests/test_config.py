@@ -133,7 +133,7 @@ def test_values_that_are_given_are_kept() -> None:
         ("rounds", 0, "rounds: expected at least 1, found 0 (how often"),
         ("detection.method", "boxes", "detection.method: expected one of detector, activation, none; found 'boxes'"),
         ("detection.width", 48, "detection.width: 48 is not a multiple of 32"),
-        ("filter.max_size_share", 0, "filter.max_size_share: expected more than 0, found 0"),
+        ("filter.max_size_ratio", 0, "filter.max_size_ratio: expected at least 1, found 0"),
         ("filter.spread_quantile", 1.5, "filter.spread_quantile: expected at most 1, found 1.5"),
         ("demo.foreign_share", 1, "demo.foreign_share: expected less than 1, found 1"),
         ("data.format", "zip", "data.format: expected one of demo, semi_inat, coco, folder, table, torchvision; found"),
@@ -160,6 +160,7 @@ def test_values_that_are_given_are_kept() -> None:
         ("select", {"min_in_class_score": 0.5}, "select: expected exactly one of min_in_class_score and selected_shar"),
         ("select", {"selected_share": None}, "select: expected exactly one of min_in_class_score and selected_share"),
         ("data.root", "results/demo", "data.root: expected the folder of your photos, because data.format is folder"),
+        ("data.truth", "results/demo/truth.csv", "data.truth: expected null or a CSV file of your own, because data.fo"),
         ("data.format", "torchvision", "data.dataset, data.openset: expected both, because data.format is torchvision"),
         ("demo.labeled_per_class", [9, 3], "demo.labeled_per_class: expected [fewest, most], found [9, 3]"),
         ("models.m.head", {"loss": "arcface", "margin": 2}, "models.m.head.margin: expected at most 1.5, found 2"),
@@ -189,6 +190,15 @@ def test_openset_and_truth_exclude_each_other() -> None:
 def test_the_inat_submission_needs_the_annotations_of_the_test_photos(annotations: Any) -> None:
     text = problems(submission__layout="inat", data__format="coco", data__annotations=annotations)
     assert "data.annotations.test: expected the JSON of the test photos, for submission.layout inat" in text
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("folder", "simple"), ("table", "simple"), ("semi_inat", "semi_inat")])
+def test_the_submission_is_laid_out_as_the_data_are(kind: str, layout: str) -> None:
+    config = minimal()
+    put(config, "data.format", kind)
+    assert resolve(copy.deepcopy(config))["submission"]["layout"] == layout
+    put(config, "submission.layout", "inat")
+    assert resolve(config)["submission"]["layout"] == "inat"
 
 
 def test_every_mistake_is_reported_at_once() -> None:

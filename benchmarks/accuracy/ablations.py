@@ -79,7 +79,7 @@ def other_start(config: Config) -> dict[str, Any]:
 
 UNFILTERED: dict[str, Any] = {
     "min_size": 1,
-    "max_size_share": 1.0,
+    "max_size_ratio": 1e6,
     "spread_quantile": 1.0,
     "min_neighbour_agreement": 0.0,
     "min_coarse_purity": 0.0,

@@ -83,7 +83,7 @@ if "snakemake" in globals():
         neighbours=snakemake.params.neighbours,
         rules=FilterRules(
             min_size=snakemake.params.min_size,
-            max_size_share=snakemake.params.max_size_share,
+            max_size_ratio=snakemake.params.max_size_ratio,
             spread_quantile=snakemake.params.spread_quantile,
             min_neighbour_agreement=snakemake.params.min_neighbour_agreement,
             min_coarse_purity=snakemake.params.min_coarse_purity,
