@@ -256,7 +256,9 @@ def draw_centroids(candidates: Floats, seeds: Floats, count: int, rng: np.random
         candidates = candidates[np.sort(rng.choice(len(candidates), limit, replace=False))]
     if not chosen:
         chosen.append(candidates[rng.integers(len(candidates))])
-    nearest = (candidates @ np.stack(chosen).T).max(axis=1)
+    starts = np.stack(chosen).T
+    blocks = (candidates[start : start + _ROWS_AT_ONCE] for start in range(0, len(candidates), _ROWS_AT_ONCE))
+    nearest = np.concatenate([(block @ starts).max(axis=1) for block in blocks])
     while len(chosen) < count:
         weight = np.maximum(2.0 - 2.0 * nearest.astype(np.float64), 0.0)
         weight[weight < _EQUAL] = 0.0

@@ -337,6 +337,11 @@ def test_without_labeled_seeds_labels_do_not_matter(tmp_path: Path) -> None:
     assert drawn.equals(run(photos, tmp_path / "exchanged", labeled_seeds=False))
 
 
+def test_rounds_without_unlabeled_photos_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusteringError, match=r"unlabeled split has no photos.*; add some, or set track: supervised"):
+        run(draw_photos(foreign=0, unlabeled=0), tmp_path)
+
+
 def test_more_clusters_than_photos_and_repeated_photos(tmp_path: Path) -> None:
     photos = draw_photos(classes=2, foreign=1, labeled=2, unlabeled=3)
     everything = run(photos, tmp_path, clusters_per_class=100, min_photos_per_cluster=1, coarse_taxa=[])

@@ -52,6 +52,7 @@ def test_probabilities_spread_as_the_naive_walk_says(monkeypatch: pytest.MonkeyP
     graph[8] = -1
     given = probabilities.copy()
     monkeypatch.setattr(neighbours, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(neighbours, "_CLASSES_AT_ONCE", 3)
     found = propagate(probabilities, labels, graph, share)
     np.testing.assert_array_equal(probabilities, given)
 
