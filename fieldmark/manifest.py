@@ -95,10 +95,14 @@ def build_manifest(
     _check_share(rejected, candidates.height + refused.height, max_rejected_share)
     photos = _fit_boxes(checked)
     leaked = find_leaks(photos, near_bits).filter(leaks == "drop_near" or pl.col("exact"))
+    why = ""
     if leaks != "report" and not leaked.is_empty():
+        labeled = photos.filter(pl.col("split") == "labeled").join(leaked, on="image_id", how="semi").height
+        if labeled:
+            why = f" ({labeled} were dropped as copies of photos of val or test, because data.leaks is {leaks})"
         photos = photos.join(leaked, on="image_id", how="anti")
         rejected = pl.concat([rejected, leaked.select("path", "reason")])
-    check_labeled(photos, classes, str(root))
+    check_labeled(photos, classes, str(root), why)
     return Manifest(photos.sort("image_id"), rejected.sort("path", "reason"))
 
 

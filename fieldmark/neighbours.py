@@ -10,7 +10,7 @@ _EXACT_SEARCH = 100_000
 _CELLS_SEARCHED = 24
 # What a photo takes over from one as far away as this many steps is small (0.8^10 = 0.11), and three gave as much.
 _STEPS = 10
-# Bound the memory of what is spread: a table of 500,000 photos by 10,000 classes is 20 GB, and not to be held five times.
+# Bound the memory of what is spread: 500,000 photos by 10,000 classes are 20 GB, not to be held five times.
 _ROWS_AT_ONCE = 4096
 _CLASSES_AT_ONCE = 64
 

@@ -160,7 +160,11 @@ def test_values_that_are_given_are_kept() -> None:
         ("select", {"min_in_class_score": 0.5}, "select: expected exactly one of min_in_class_score and selected_shar"),
         ("select", {"selected_share": None}, "select: expected exactly one of min_in_class_score and selected_share"),
         ("data.root", "results/demo", "data.root: expected the folder of your photos, because data.format is folder"),
-        ("data.truth", "results/demo/truth.csv", "data.truth: expected null or a CSV file of your own, because data.fo"),
+        (
+            "data.truth",
+            "results/demo/truth.csv",
+            "data.truth: expected null or a CSV file of your own, because data.fo",
+        ),
         ("data.format", "torchvision", "data.dataset, data.openset: expected both, because data.format is torchvision"),
         ("demo.labeled_per_class", [9, 3], "demo.labeled_per_class: expected [fewest, most], found [9, 3]"),
         ("models.m.head", {"loss": "arcface", "margin": 2}, "models.m.head.margin: expected at most 1.5, found 2"),

@@ -135,6 +135,13 @@ def test_leaks(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert (f"{root}/unlabeled/near.bmp", reason) in rejected.rows()
 
 
+def test_a_class_whose_photos_were_all_dropped_as_leaks_is_told_so(root: Path) -> None:
+    for name, copied in (("3", "val/bee/6"), ("4", "test/10")):
+        (root / f"labeled/bee/{name}.png").write_bytes((root / f"{copied}.png").read_bytes())
+    with pytest.raises(DataError, match=r"'bee' \(2 were dropped as copies .* because data\.leaks is drop\); add one"):
+        ingest(root, leaks="drop")
+
+
 def test_boxes_are_cut_to_the_photo(root: Path) -> None:
     boxes = {"1": (-5, 10, 20, 100), "2": (50, 0, 10, 10), "3": (1, 2, 3, 4)}
     photos: list[Row] = [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import polars as pl
@@ -213,6 +214,13 @@ def test_folder(tmp_path: Path) -> None:
         "unlabeled/4": None,
         "test/a/5": None,
     }
+
+
+def test_classes_that_differ_in_unicode_form_alone_are_told_apart(tmp_path: Path) -> None:
+    composed, decomposed = unicodedata.normalize("NFC", "Käfer"), unicodedata.normalize("NFD", "Käfer")
+    touch(tmp_path, f"labeled/{composed}/1.jpg", "labeled/owl/1.jpg", f"val/{decomposed}/1.jpg")
+    with pytest.raises(DataError, match="looks the same but is of other Unicode characters"):
+        to_candidates(read_folder(tmp_path), [])
 
 
 def test_folder_faults(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import polars as pl
@@ -13,14 +13,22 @@ from fieldmark.artifacts import ArtifactError, read_table, write_table
 from fieldmark.evaluation import at, scores_table
 from fieldmark.report.charts import Row, Series, bars, histogram, intervals, lines, running_mean, scatter, steps
 from fieldmark.report.lookalikes_section import confused_pairs
-from fieldmark.report.making_section import stage_times
+from fieldmark.report.making_section import belongs, stage_times
 from fieldmark.report.results_section import difference_text
 from fieldmark.report.rounds_section import drop_reasons, with_fate
 from fieldmark.report.svg import round_values
 from tests.fake_results import Fake, drawn_photos
 from workflow.scripts.render_report import render_report
 
-CONFIG = {"seed": 1, "ensemble": {"method": "evolutionary"}, "data": {"root": 'a<b>&"c"'}}
+CONFIG = {
+    "seed": 1,
+    "track": "semi_supervised",
+    "rounds": 2,
+    "shards": 2,
+    "models": {"lite0": {"recipes": ["layerwise"]}},
+    "ensemble": {"method": "evolutionary"},
+    "data": {"root": 'a<b>&"c"'},
+}
 NASTY = "<b>&\"Moth'"
 SECTIONS = ("result", "data", "rounds", "training", "accuracy", "ensemble", "lookalikes", "making")
 
@@ -189,13 +197,35 @@ def test_times_are_summed_by_rule(fake: Fake, tmp_path: Path) -> None:
         path = folder / f"{name}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:10\t{memory}\n", encoding="utf-8")
-    times, total = stage_times(folder)
+    times, total = stage_times(folder, CONFIG)
     assert [(t.rule, t.jobs, t.time, t.memory) for t in times] == [
         ("fit", 1, "1 min 30 s", "50 MB"),
         ("cut", 2, "30 s", "200 MB"),
     ]
     assert total == 120 and times[0].share == 0.75
     assert "2 min 00 s of jobs in all" in render(fake, tmp_path, benchmarks=folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "counts"),
+    [
+        ("ingest_photos", True),
+        ("round1/cluster_photos", True),
+        ("round2/cluster_photos", False),
+        ("round1/lite0/train_guide", True),
+        ("round1/other/train_guide", False),
+        ("baseline/lite0/extract_features/1", True),
+        ("baseline/lite0/extract_features/2", False),
+        ("round0/lite0/layerwise/finetune_classifier", True),
+        ("round0/lite0/two_stage/finetune_classifier", False),
+        ("round0/lite0/two_stage/predict_photos/0", False),
+        ("baseline/metadata/probe_metadata", True),
+        ("detection/detect_photos/0", True),
+    ],
+)
+def test_times_of_jobs_that_the_configuration_no_longer_has_are_left_out(path: str, counts: bool) -> None:
+    assert belongs(PurePath(f"{path}.tsv"), CONFIG) == counts
+    assert not belongs(PurePath("round0/lite0/train_guide.tsv"), CONFIG | {"track": "supervised"})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import polars as pl
 
@@ -89,13 +90,14 @@ def relative_path(file: str, root: Path) -> str:
     return parts
 
 
-def check_labeled(photos: pl.DataFrame, classes: pl.DataFrame, where: str) -> None:
+def check_labeled(photos: pl.DataFrame, classes: pl.DataFrame, where: str, why: str = "") -> None:
     """Check that every class has a labeled photo.
 
     Args:
         photos: columns split and class_id.
         classes: columns class_id and name.
         where: named in the error.
+        why: what may have become of them, for the error.
 
     Raises:
         DataError: if a class has none; it names up to five of them.
@@ -105,7 +107,7 @@ def check_labeled(photos: pl.DataFrame, classes: pl.DataFrame, where: str) -> No
     if without:
         names = ", ".join(map(repr, without[:5])) + (", …" if len(without) > 5 else "")
         raise DataError(
-            f"{where}: {len(without)} classes have no usable labeled photo: {names}; add one or remove the class"
+            f"{where}: {len(without)} classes have no usable labeled photo: {names}{why}; add one or remove the class"
         )
 
 
@@ -142,9 +144,14 @@ def _check_labels(photos: pl.DataFrame, classes: pl.DataFrame, where: str) -> No
         raise DataError(f"{where}: {without['file'][0]!r} is in the {without['split'][0]} split, but has no label")
     strange = needing.filter(~pl.col("label").is_in(classes["name"].to_list()))
     if not strange.is_empty():
+        label = strange["label"][0]
+        hint = f"expected one of the {classes.height} classes, such as {classes['name'][0]!r}"
+        alike = [name for name in classes["name"] if normalize("NFC", name) == normalize("NFC", label)]
+        if alike:
+            hint = f"the class {alike[0]!r} looks the same but is of other Unicode characters (NFC, NFD): rename one"
         raise DataError(
-            f"{where}: {strange['file'][0]!r} of the {strange['split'][0]} split has the unknown class "
-            f"{strange['label'][0]!r}; expected one of the {classes.height} classes, such as {classes['name'][0]!r}"
+            f"{where}: {strange['file'][0]!r} of the {strange['split'][0]} split has the unknown class {label!r}; "
+            f"{hint}"
         )
     labeled = photos.filter(pl.col("split") == "labeled").join(
         classes.select("class_id", label="name"), on="label", how="left"

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import polars as pl
@@ -60,7 +60,7 @@ def making_section(config: Mapping[str, Any], seed: int, commit: str | None, ben
         commit: of the project, if it is known.
         benchmarks: folder of Snakemake's benchmark files, …/RULE.tsv or …/RULE/SHARD.tsv.
     """
-    times, total = ([], 0.0) if benchmarks is None else stage_times(benchmarks)
+    times, total = ([], 0.0) if benchmarks is None else stage_times(benchmarks, config)
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100)
     return MakingSection(text, package_versions(), seed, commit, times, clock(total))
 
@@ -76,14 +76,34 @@ def package_versions() -> list[tuple[str, str]]:
     return found
 
 
-def stage_times(benchmarks: Path) -> tuple[list[StageTime], float]:
+def belongs(path: PurePath, config: Mapping[str, Any]) -> bool:
+    """Whether a benchmark file is of a job of this configuration, and not left over from one with more rounds, say.
+
+    Args:
+        path: below the folder of them: RULE.tsv, or RUN/MODEL/RECIPE/RULE/SHARD.tsv with some of these left out.
+        config: the resolved configuration.
+    """
+    run, *inner = path.parts
+    rounds = 0 if config["track"] == "supervised" else config["rounds"]
+    if run.startswith("round") and int(run.removeprefix("round")) >= rounds:
+        return False
+    if path.stem.isdigit() and int(path.stem) >= config["shards"]:
+        return False
+    if run == "detection" or len(inner) < 2 or inner[0] == "metadata":
+        return True
+    model = config["models"].get(inner[0])
+    return model is not None and (len(inner) < 3 or inner[1] in (*model["recipes"], "extract_features", "score_photos"))
+
+
+def stage_times(benchmarks: Path, config: Mapping[str, Any]) -> tuple[list[StageTime], float]:
     """Times by rule, the longest first, and seconds in all.
 
     Args:
         benchmarks: a folder of tables with columns ``s`` (seconds) and ``max_rss`` (MB, ``-`` where unknown).
+        config: tells which of them count, see :func:`belongs`.
     """
     rows = []
-    for path in sorted(benchmarks.rglob("*.tsv")):
+    for path in sorted(path for path in benchmarks.rglob("*.tsv") if belongs(path.relative_to(benchmarks), config)):
         rule = path.parent.name if path.stem.isdigit() else path.stem
         table = pl.read_csv(path, separator="\t", infer_schema=False)
         memory = table["max_rss"].cast(pl.Float64, strict=False).max()

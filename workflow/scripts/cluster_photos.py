@@ -58,8 +58,8 @@ def cluster_photos(
     photos = photos_of(read_table("manifest", manifest))
     if "unlabeled" not in photos["split"]:
         raise ClusteringError(
-            f"{manifest}: the unlabeled split has no photos, so the rounds have nothing to learn from; add some, or set "
-            "track: supervised, which goes on from the models that are trained by now"
+            f"{manifest}: the unlabeled split has no photos, so the rounds have nothing to learn from; add some, or "
+            "set track: supervised, which goes on from the models that are trained by now"
         )
     matrices = read_embeddings("features", paths_by_model(features, "features"), photos["image_id"])
     points = combine([project(matrix, pca_dim, whiten=True) for matrix in matrices])
