@@ -3,13 +3,43 @@
 On its own, so that stages which only apply a model do not depend on the code that trains one.
 """
 
+import fcntl
 import os
+import tempfile
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning_fabric
 import torch
 from lightning_fabric.plugins.environments import LightningEnvironment
+
+
+def gpu_lock(folder: str, gpu: int) -> Path:
+    """The file that a job holds locked while it computes on a GPU."""
+    return Path(folder) / f"fieldmark-{os.getuid()}-gpu{gpu}.lock"
+
+
+@cache
+def free_gpu(count: int, folder: str = tempfile.gettempdir()) -> int:
+    """The first GPU that no other job on this machine has taken, which this process then keeps until it ends.
+
+    Snakemake counts a machine's GPUs, but does not tell jobs that run side by side which one is theirs.
+
+    Args:
+        count: GPUs that the process sees. If all are taken, by more jobs than there are GPUs, it is the first.
+        folder: of the locks, the same for all jobs.
+    """
+    for gpu in range(count):
+        lock = os.open(gpu_lock(folder, gpu), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return gpu  # the file stays open, and so locked, as long as the process lives, however it ends
+    return 0
 
 
 @dataclass(frozen=True)
@@ -24,6 +54,7 @@ class Hardware:
         decode_threads: threads that decode photos, per process.
         checkpoint_seconds: least time between two checkpoints.
         nodes: machines, all with as many devices.
+        gpu: which of the machine's GPUs a single process uses.
     """
 
     accelerator: str = "cpu"
@@ -33,6 +64,7 @@ class Hardware:
     decode_threads: int = 2
     checkpoint_seconds: float = 120.0
     nodes: int = 1
+    gpu: int = 0
 
     @property
     def processes(self) -> int:
@@ -58,6 +90,7 @@ class Hardware:
             decode_threads=max(1, job.threads // devices),
             checkpoint_seconds=job.resources.get("checkpoint_seconds", cls.checkpoint_seconds),
             nodes=nodes,
+            gpu=free_gpu(torch.cuda.device_count()) if gpus == 1 else 0,
         )
 
     @classmethod
@@ -75,5 +108,8 @@ class Hardware:
         The environment is named, as Fabric would take a process inside a SLURM job for one of several.
         """
         return lightning_fabric.Fabric(
-            accelerator=self.accelerator, devices=1, precision=self.precision, plugins=[LightningEnvironment()]
+            accelerator=self.accelerator,
+            devices=[self.gpu] if self.accelerator == "cuda" else 1,
+            precision=self.precision,
+            plugins=[LightningEnvironment()],
         )
