@@ -142,40 +142,6 @@ def unlisted_share(probabilities: Floats, classes: int) -> Floats:
     return (np.clip(rest, 0.0, 1.0) / (classes - k)).astype(np.float32)
 
 
-def to_dense(frame: pl.DataFrame, classes: int, fill: bool = True) -> tuple[list[str], Floats]:
-    """A ``predictions`` table (or the like columns of ``guide_scores``) as a dense array.
-
-    Args:
-        frame: columns image_id, class_ids and probabilities.
-        classes: C, the number of classes; class ids are 0 … C − 1.
-        fill: spread the probability cut off at k evenly over the other classes; without it they get 0, which
-            is right where the missing probability belongs elsewhere, as to a guide's foreign classes.
-
-    Returns:
-        the photos (n) and their probabilities (n, C).
-
-    Raises:
-        ArtifactError: if a class id is outside 0 … C − 1.
-    """
-    lists = _lists(frame, "predictions", classes)
-    count = len(lists.image_ids)
-    dense = np.zeros((count, classes), dtype=np.float32)
-    if fill:
-        dense += unlisted_share(lists.probabilities, classes)[:, None]
-    np.put_along_axis(dense, lists.class_ids.astype(np.int64), lists.probabilities, axis=1)
-    return lists.image_ids, dense
-
-
-def _lists(frame: pl.DataFrame, source: str, classes: int) -> TopLists:
-    class_ids = frame["class_ids"].to_numpy()
-    if class_ids.size and (class_ids.min() < 0 or class_ids.max() >= classes):
-        raise ArtifactError(
-            f"{source}: class ids must be 0 to {classes - 1}, as in the table of classes, "
-            f"found {class_ids.min()} to {class_ids.max()}; was the data changed after the prediction?"
-        )
-    return TopLists(frame["image_id"].to_list(), class_ids, frame["probabilities"].to_numpy())
-
-
 def read_lists(sources: str | Path | Iterable[str | Path], classes: int) -> TopLists:
     """Read one member's predictions, all of its shards, sorted by photo.
 
@@ -184,7 +150,13 @@ def read_lists(sources: str | Path | Iterable[str | Path], classes: int) -> TopL
     """
     paths = [sources] if isinstance(sources, str | Path) else list(sources)
     frame = read_table("predictions", paths)
-    lists = _lists(frame, str(paths[0]), classes)
+    class_ids = frame["class_ids"].to_numpy()
+    if class_ids.size and (class_ids.min() < 0 or class_ids.max() >= classes):
+        raise ArtifactError(
+            f"{paths[0]}: class ids must be 0 to {classes - 1}, as in the table of classes, "
+            f"found {class_ids.min()} to {class_ids.max()}; was the data changed after the prediction?"
+        )
+    lists = TopLists(frame["image_id"].to_list(), class_ids, frame["probabilities"].to_numpy())
     for before, after in itertools.pairwise(lists.image_ids):
         if before == after:
             raise ArtifactError(f"{paths[0]} and its sibling shards: photo {after!r} is predicted twice")

@@ -18,7 +18,8 @@ from fieldmark.ensemble import (
 )
 from fieldmark.evaluation import wilson_interval
 from fieldmark.methods import chosen_method
-from fieldmark.predictions import TopLists, to_dense, to_table, top_classes
+from fieldmark.predictions import TopLists, to_table, top_classes
+from tests.dense import to_dense
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from fieldmark.artifacts import ArtifactError, read_table, write_table
-from fieldmark.predictions import to_dense
+from tests.dense import to_dense
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 TAXA = ("kingdom", "phylum", "class", "order", "family", "genus")
