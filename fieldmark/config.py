@@ -192,12 +192,13 @@ def model_settings(config: Mapping[str, Any], model: str) -> dict[str, Any]:
 def stage_settings(config: Mapping[str, Any], model: str, stage: str) -> dict[str, Any]:
     """How ``model`` trains in ``stage`` (pretrain, guide, refine or a recipe): the fields of ``StageSettings``.
 
-    A model's ``overrides`` replace single keys in every phase of the stage.
+    A model's ``overrides`` replace single keys in every phase of the stage; ``steps_factor`` then multiplies the steps.
     """
     settings = config[stage] if stage in STAGES else config["recipes"][stage]
     overrides = config["models"][model]["overrides"].get(stage, {})
-    phases = [in_order({"name": stage, **phase, **overrides}) for phase in settings["phases"]]
-    return {"prototype_strength": settings["prototype_strength"], "phases": phases}
+    phases = [{"name": stage, **phase, **overrides} for phase in settings["phases"]]
+    longer = [{**phase, "steps": max(1, round(phase["steps"] * config["steps_factor"]))} for phase in phases]
+    return {"prototype_strength": settings["prototype_strength"], "phases": in_order(longer)}
 
 
 def threads_and_gpus(resources: Mapping[str, Any], cores: int | None, devices: Path = Path("/dev")) -> tuple[int, int]:

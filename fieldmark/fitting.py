@@ -15,7 +15,7 @@ from fieldmark.context import ContextTables
 from fieldmark.hardware import Hardware
 from fieldmark.models import Architecture, Classifier, ModelSettings, build_classifier, save_classifier
 from fieldmark.phases import Phase
-from fieldmark.photosets import PhotoSet, mixed_sampler
+from fieldmark.photosets import PhotoSet, mixed_sampler, times_seen
 from fieldmark.processes import is_first_process, run_on_all_devices
 from fieldmark.stage import log
 from fieldmark.training import train
@@ -146,6 +146,8 @@ def _fit(
         if tables is None:
             raise ValueError("the model takes metadata or crops, so it needs the tables that hold them")
         task = replace(task, photos=replace(task.photos, context=tables.of(task.photos.image_ids, architecture)))
+    sizes = {name: len(rows) for name, rows in task.parts.items()}
+    log.info("training %s on %s, %d outputs, from %s", model.backbone, sizes, task.classes + task.foreign, source)
     phases = []
     for number, settings in enumerate(stage.phases):
         own = dict(settings)
@@ -159,9 +161,12 @@ def _fit(
             batch_size=phase.batch_size,
             seed=seed * 1000 + number,
         )
+        seen = times_seen(task.parts, shares, phase.steps * phase.batch_size)
+        told = ", ".join(f"{name} {times:.1f} times" for name, times in seen.items())
+        log.info("%s: %d steps of %d photos see each photo of %s", phase.name, phase.steps, phase.batch_size, told)
+        if min(seen.values()) < 1:
+            log.warning("%s: too few steps to see every photo; raise its steps, or steps_factor", phase.name)
         phases.append((phase, sampler))
-    sizes = {name: len(rows) for name, rows in task.parts.items()}
-    log.info("training %s on %s, %d outputs, from %s", model.backbone, sizes, task.classes + task.foreign, source)
     checkpoint = weights.parent.parent / f".{weights.parent.name}.checkpoint.pt"
     table = train(
         classifier,

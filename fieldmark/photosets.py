@@ -83,6 +83,13 @@ def photo_set(rows: pl.DataFrame, taxon_of_class: np.ndarray | None = None) -> P
     )
 
 
+def times_seen(parts: Mapping[str, np.ndarray], shares: Mapping[str, float], draws: int) -> dict[str, float]:
+    """How often :func:`mixed_sampler` draws each photo of a part, on average over so many draws in all."""
+    share = {name: shares.get(name, 0.0) if shares else 1.0 for name, rows in parts.items() if len(rows)}
+    total = sum(share.values())
+    return {name: draws * own / total / len(parts[name]) for name, own in share.items() if own > 0}
+
+
 def mixed_sampler(
     photos: PhotoSet,
     parts: Mapping[str, np.ndarray],

@@ -161,6 +161,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("`track` to supervised", configure(track="supervised"), only(*END)),
     ("`start`", configure(start="pretrained"), ROUNDS),
     ("`rounds` from 2 to 3", configure(rounds=3), onwards("extract_features", 2, all_jobs(rounds=3))),
+    ("`steps_factor`", configure(steps_factor=2), ROUNDS | BASELINE),
     (
         "`shards`",
         configure(shards=3),

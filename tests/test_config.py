@@ -211,6 +211,15 @@ def test_every_mistake_is_reported_at_once() -> None:
     assert all(key in text for key in ("seed: expected", "rounds: expected", "cluster.nonsense: unknown"))
 
 
+def test_one_factor_lengthens_every_stage() -> None:
+    config = minimal()
+    put(config, "models.m.overrides", {"guide": {"steps": 3}})
+    put(config, "steps_factor", 2.5)
+    resolve(config)
+    steps = {stage: stage_settings(config, "m", stage)["phases"][0]["steps"] for stage in (*STAGES, "plain")}
+    assert steps == {"pretrain": 12, "guide": 8, "refine": 12, "plain": 12}  # of 5 and 3, rounded to even halves
+
+
 def test_null_removes_a_model_or_recipe() -> None:
     config = minimal()
     config["models"] |= {"demo": None}

@@ -61,6 +61,17 @@ def test_a_job_leaves_model_and_history_and_no_checkpoint(
     assert leftovers() == ["stage"] and len(list((tmp_path / "stage").iterdir())) == 2
 
 
+@pytest.mark.parametrize(("steps", "warned"), [(1, True), (2, False)])
+def test_a_job_tells_how_often_it_sees_each_photo(
+    task: Task, targets: tuple[Path, Path], caplog: pytest.LogCaptureFixture, steps: int, warned: bool
+) -> None:
+    caplog.set_level("INFO", "fieldmark")
+    stage = StageSettings(phases=[{**PHASE, "steps": steps}])
+    fit(task, "none", dataclasses.replace(PLAN, stage=stage), *targets)
+    assert f"p: {steps} steps of 6 photos see each photo of labeled {steps / 2:.1f} times, foreign " in caplog.text
+    assert ("p: too few steps to see every photo; raise its steps, or steps_factor" in caplog.text) == warned
+
+
 def test_a_job_is_a_function_of_its_plan(task: Task, targets: tuple[Path, Path]) -> None:
     found = []
     for plan in (PLAN, PLAN, dataclasses.replace(PLAN, seed=4)):

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from fieldmark.artifacts import TAXA
-from fieldmark.photosets import coarse_taxon_codes, mixed_sampler, photo_set
+from fieldmark.photosets import coarse_taxon_codes, mixed_sampler, photo_set, times_seen
 from workflow.scripts.finetune_classifier import classification_task
 from workflow.scripts.pretrain_backbone import cluster_task
 from workflow.scripts.refine_backbone import subcluster_task
@@ -110,6 +110,18 @@ def test_parts_without_share_or_photos_are_left_out() -> None:
     drawn = draw(shares={"labeled": 0.5, "pseudo": 0.5, "unlabeled": 0.0, "foreign": 1.0})
     for batch in drawn:
         assert [int(np.isin(batch, PARTS[name]).sum()) for name in PARTS] == [3, 3, 0, 0]
+
+
+@pytest.mark.parametrize("shares", [{}, {"a": 0.6, "b": 0.2}, {"a": 1.0}])
+def test_photos_are_seen_as_often_as_the_sampler_draws_them(shares: dict[str, float]) -> None:
+    photos = photo_set(pl.DataFrame({"image_id": list("abcdefgh"), "path": list("abcdefgh"), "target": [0] * 8}))
+    parts = {"a": np.arange(3), "b": np.arange(3, 8), "c": np.arange(0)}
+    sampler = mixed_sampler(photos, parts, shares, balanced=False, batch_size=8, seed=1)
+    drawn = np.concatenate([sampler.positions(start, 8) for start in range(0, 480, 8)])
+    counted = {
+        name: np.isin(drawn, rows).sum() / len(rows) for name, rows in parts.items() if np.isin(drawn, rows).any()
+    }
+    assert times_seen(parts, shares, 480) == pytest.approx(counted)
 
 
 def test_without_any_shares_all_parts_count_alike() -> None:
