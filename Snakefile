@@ -24,6 +24,9 @@ try:
     resolve(config)
 except ConfigError as problem:
     sys.exit(str(problem))
+# The demo draws its own.
+if (truth := config["data"]["truth"]) and config["data"]["format"] != "demo" and not Path(truth).is_file():
+    sys.exit(f"data.truth: no such file: {Path(truth).resolve()}; expected a CSV file, see docs/data.md, or null")
 
 
 include: "workflow/rules/common.smk"

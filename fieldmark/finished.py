@@ -51,12 +51,12 @@ class Finished:
         """
         mean = np.zeros((len(paths), len(self.class_names)), dtype=np.float32)
         for model, share in self.members:
-            context = context_of(model.architecture) if context_of else _photos_alone(len(paths), model.architecture)
+            context = context_of(model.architecture) if context_of else photos_alone(len(paths), model.architecture)
             mean += np.float32(share) * infer(model, paths, self.views, hardware, context=context)[1]
         return mean
 
 
-def _photos_alone(count: int, architecture: Architecture) -> Context:
+def photos_alone(count: int, architecture: Architecture) -> Context:
     """No place, no date, and for models of two streams the full photo as its own key region."""
     crops = architecture.streams == "photo_and_crop"
     return Context(boxes=np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (count if crops else 0, 1)))

@@ -90,7 +90,7 @@ def _turn(image: Image.Image, path: str | Path) -> Image.Transpose | None:
         return _UPRIGHT.get(int(image.getexif().get(_ORIENTATION_TAG, 1)))
     except (ValueError, TypeError, SyntaxError, KeyError, IndexError, OSError) as error:
         # Damaged EXIF says nothing about the pixels: the photo is good, only its orientation is unknown.
-        logger.warning("%s: damaged EXIF (%s); taken as upright", path, error)
+        logger.info("%s: damaged EXIF (%s); taken as upright", path, error)
         return None
 
 

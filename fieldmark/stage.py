@@ -15,7 +15,7 @@ log = logging.getLogger("fieldmark")
 
 
 def start(snakemake: Any) -> None:
-    """Send standard output and error of this process to the rule's log, and errors to the terminal as well.
+    """Send standard output and error of this process to the rule's log; warnings and errors to the terminal as well.
 
     The redirection is at the level of file descriptors, so messages of C libraries are caught too.
 
@@ -40,6 +40,12 @@ def start(snakemake: Any) -> None:
 
     sys.excepthook = report
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    # Which of its builds faiss tries, and which is not there, reads like a failure and says nothing about the job.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+    shown = logging.StreamHandler(terminal)
+    shown.setLevel(logging.WARNING)
+    shown.setFormatter(logging.Formatter(f"{snakemake.rule}: %(levelname)s: %(message)s (log: {target})"))
+    log.addHandler(shown)
     for output in snakemake.output:
         remove_leftovers(Path(output))
 

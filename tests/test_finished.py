@@ -5,16 +5,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import safetensors.torch
 from PIL import Image
 
 from fieldmark.artifacts import ArtifactError
 from fieldmark.classify import main, photos_below
-from fieldmark.context import Context
+from fieldmark.context import Context, ContextTables
 from fieldmark.finished import load_finished, save_finished
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
+from fieldmark.metadata import MetadataSettings
 from fieldmark.models import Architecture, build_classifier, load_classifier, save_classifier
 
 NAMES = ["Vanessa atalanta", "Vanessa cardui, second brood", "Aglais io"]
@@ -130,3 +132,57 @@ def test_models_of_two_streams_see_the_full_photo_as_its_key_region(photos: Path
     found = load_finished(tmp_path / "finished.safetensors").probabilities(paths, Hardware())
     np.testing.assert_array_equal(found, expected)
     assert main([str(tmp_path / "finished.safetensors"), str(photos), "--output", str(tmp_path / "names.csv")]) == 0
+
+
+def placed(photos: Path, folder: Path) -> Path:
+    """A finished model that takes places and dates, and a table of them beside the photos."""
+    metadata = MetadataSettings("sphere", "concat")
+    model = build_classifier(
+        Architecture("test_resnet", 8, len(NAMES), 0, False, 32, metadata=metadata), "none", seed=2
+    )
+    save_classifier(model, folder / "model.safetensors")
+    save_finished({folder / "model.safetensors": 1.0}, VIEWS, NAMES, folder / "finished.safetensors")
+    (folder / "places.csv").write_text(
+        f"path,latitude,longitude,date\n{photos}/a.jpg,48.5,9.0,2026-06-01\n{photos}/more/../b.png,-10,120,\n"
+    )
+    return folder / "finished.safetensors"
+
+
+def test_places_and_dates_come_from_a_table(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = placed(photos, tmp_path)
+    paths = photos_below([str(photos)])
+    known = {"a.jpg": (48.5, 9.0, "2026-06-01"), "b.png": (-10.0, 120.0, None)}
+    manifest = pl.DataFrame(
+        [(path, *known.get(Path(path).name, (None, None, None))) for path in paths],
+        schema=["image_id", "latitude", "longitude", "date"],
+        orient="row",
+    ).with_columns(location_uncertainty=pl.lit(None, pl.Float64))
+    member = load_classifier(tmp_path / "model.safetensors")
+    context = ContextTables(manifest).of(paths, member.architecture)
+    best = infer(member, paths, VIEWS, Hardware(), context=context)[1].max(axis=1)
+    assert main([str(model), str(photos), "--places", str(tmp_path / "places.csv")]) == 0
+    printed = capsys.readouterr()
+    found = [float(row["probability"]) for row in csv.DictReader(printed.out.splitlines())]
+    np.testing.assert_allclose(found, best, atol=1e-4)
+    assert not printed.err
+    assert main([str(model), str(photos)]) == 0
+    printed = capsys.readouterr()
+    assert "trained with places and dates: without --places" in printed.err
+    assert [float(row["probability"]) for row in csv.DictReader(printed.out.splitlines())] != found
+
+
+def test_a_table_of_places_that_cannot_be_used_is_named(
+    photos: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = {
+        "a.csv": ("latitude\n1\n", "expected a column path, found 'latitude'"),
+        "b.csv": ("path,date\nx.jpg,\n./x.jpg,\n", "x.jpg has several rows"),
+        "c.txt": ("", "places: expected a .csv or .parquet file, found 'c.txt'"),
+    }
+    for name, (text, message) in tables.items():
+        (tmp_path / name).write_text(text)
+        assert main([str(finished), str(photos), "--places", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "d.csv").write_text("path\n")
+    assert main([str(finished), str(photos), "--places", str(tmp_path / "d.csv")]) == 0
+    assert "takes no places and dates" in capsys.readouterr().err

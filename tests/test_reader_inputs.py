@@ -46,6 +46,18 @@ a/5.jpg,test,,,,,,,,,,x
 """
 
 
+def test_lost_places_and_dates_are_told_with_an_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "photos.csv").write_text(TABLE)
+    to_candidates(read_table_source(tmp_path, "photos.csv"), [])
+    told = "1 of 2 photos have an impossible"
+    assert f"{told} latitude, which is not used, the first is a/2.jpg: expected degrees from −90 to 90" in caplog.text
+    assert "with a longitude beside it, found no number" in caplog.text.replace("a decimal point and ", "")
+    assert (
+        f"{told} date, which is not used, the first is a/2.jpg: expected year-month-day, found yesterday" in caplog.text
+    )
+    assert f"{told} box, which is not used" in caplog.text and "found 0.0, 0.0, 0.0, 5.0" in caplog.text
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_table(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "photos.csv").write_text("\ufeff" + TABLE, encoding="utf-8")
@@ -63,12 +75,21 @@ def test_table(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.replace("path,", "file,"), "missing: path"),
+        (
+            lambda t: t.replace("path,", "file,"),
+            "expected the columns path, split, label, found 'file', 'split', .*, …",
+        ),
+        (
+            lambda t: t.replace('"a/4, b.jpg"', "a/4.jpg").replace(",", ";"),
+            "separated by semicolons: save it with commas",
+        ),
+        (lambda t: t.replace("path,split", "Path,Split"), "written exactly so, in small letters"),
         (lambda t: t.replace("a/5.jpg,test", "a/5.jpg,holdout"), "row 5: expected split.*'holdout'"),
         (lambda t: t.replace("a/5.jpg,test", ",test"), "row 5 has no path"),
         (lambda t: t.replace("a/5.jpg", "a/1.jpg"), "'a/1' occurs twice"),
         (lambda t: t.replace("a/5.jpg", "../a/1.jpg"), "nothing outside"),
         (lambda t: t.replace("a/3.jpg,val,12", "a/3.jpg,val,13"), "unknown class '13'"),
+        (lambda t: t.replace("a/3.jpg,val,12", "a/3.jpg,val,0007"), "such as '007'"),
         (lambda t: t.replace("a/3.jpg,val,12", "a/3.jpg,val,"), "has no label"),
         (lambda t: t.replace("labeled,12", "labeled,007"), "more than one family"),
         (lambda t: t + "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o\n", "expected a table"),

@@ -243,6 +243,7 @@ def test_list_photos_odd_entries(tmp_path: Path) -> None:
     touch(root, "a/1.jpg", "a/new\nline.jpg", "a/no_suffix", "a/.hidden.jpg", "a/._1.jpg")
     touch(outside, "o.jpg")
     (root / "a/notes.txt").write_text("not a photo")
+    (root / "a/phone.HEIC").write_bytes(b"\0\0\0 ftypheic")
     (root / "a/loop").symlink_to(root / "a")
     (root / "a/self.jpg").symlink_to(root / "a/self.jpg")
     (root / "a/away").symlink_to(outside)
@@ -256,5 +257,6 @@ def test_list_photos_odd_entries(tmp_path: Path) -> None:
         ("a/away", "a link that leaves the data folder"),
         ("a/caf\\xe9.jpg", "its name is not UTF-8"),
         ("a/loop", "a loop of links"),
+        ("a/phone.HEIC", "HEIC is not read; convert it to JPEG"),
     ]
     assert list_photos(root, root / "absent") == ([], [])

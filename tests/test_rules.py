@@ -79,6 +79,10 @@ def test_the_grocery_configuration_plans_with_its_own_root(fresh: Project, tmp_p
         ({"predict": {"scalse": [1.0]}}, "predict.scalse: unknown key; did you mean 'scales'?"),
         ({"models": {"tiny": {"image_size": "32px"}}}, "models.tiny.image_size: expected integer"),
         ({"select": {"min_in_class_score": 0.5}}, "select: expected exactly one of min_in_class_score and selected_s"),
+        (
+            {"data": {"format": "folder", "root": ".", "truth": "no.csv"}},
+            "/no.csv; expected a CSV file, see docs/data.md",
+        ),
     ],
 )
 def test_a_mistake_in_the_configuration_ends_the_run_with_its_key(

@@ -71,6 +71,20 @@ def test_an_error_is_in_the_log_in_full_and_on_the_terminal_in_one_line(tmp_path
     assert "Traceback (most recent call last)" in log and log.rstrip().endswith(name)
 
 
+def test_a_warning_is_in_the_log_and_on_the_terminal_in_one_line(tmp_path: Path) -> None:
+    done, log = run_script(
+        tmp_path,
+        """
+        import logging
+        log.info("sifting")
+        logging.getLogger("fieldmark.flour").warning("%d lumps", 3)
+        logging.getLogger("faiss.loader").info("no AVX2")
+        """,
+    )
+    assert done.stderr == "bake_cake: WARNING: 3 lumps (log: logs/deep/rule.log)\n" and done.stdout == ""
+    assert "INFO sifting" in log and "WARNING 3 lumps" in log and "AVX2" not in log
+
+
 def test_nothing_heavy_is_imported_before_the_log_is_open(tmp_path: Path) -> None:
     done, log = run_script(tmp_path, "print('heavy:', sorted(heavy))")
     assert done.returncode == 0 and "heavy: []" in log

@@ -1,5 +1,6 @@
 """From a source's listing to the manifest's candidates: paths checked, ids given, classes numbered, taxa masked."""
 
+import difflib
 import logging
 import os
 from collections.abc import Sequence
@@ -144,9 +145,10 @@ def _check_labels(photos: pl.DataFrame, classes: pl.DataFrame, where: str) -> No
         raise DataError(f"{where}: {without['file'][0]!r} is in the {without['split'][0]} split, but has no label")
     strange = needing.filter(~pl.col("label").is_in(classes["name"].to_list()))
     if not strange.is_empty():
-        label = strange["label"][0]
-        hint = f"expected one of the {classes.height} classes, such as {classes['name'][0]!r}"
-        alike = [name for name in classes["name"] if normalize("NFC", name) == normalize("NFC", label)]
+        label, names = strange["label"][0], classes["name"].to_list()
+        alike = [name for name in names if normalize("NFC", name) == normalize("NFC", label)]
+        close = difflib.get_close_matches(label, names, n=1) or names
+        hint = f"expected one of the {len(names)} classes, such as {close[0]!r}"
         if alike:
             hint = f"the class {alike[0]!r} looks the same but is of other Unicode characters (NFC, NFD): rename one"
         raise DataError(

@@ -10,6 +10,8 @@ from fieldmark.readers.listing import DataError
 logger = logging.getLogger(__name__)
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
+# Photos that no decoder here reads: named as rejected, and not passed over like a text file.
+UNREAD_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"})
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 
 
@@ -113,6 +115,8 @@ def list_photos(root: Path, folder: Path) -> tuple[list[str], list[tuple[str, st
                     visit(Path(entry.path), above | {real})
             elif Path(name).suffix.lower() in PHOTO_SUFFIXES or _looks_like_photo(entry):
                 found.append(name)
+            elif Path(name).suffix.lower() in UNREAD_SUFFIXES:
+                refused.append((name, f"{Path(name).suffix[1:].upper()} is not read; convert it to JPEG"))
             else:
                 ignored.append(name)
 

@@ -8,6 +8,14 @@ import polars as pl
 
 logger = logging.getLogger(__name__)
 
+BOX = ("box_x", "box_y", "box_w", "box_h")
+_EXPECTED = {
+    "latitude": "degrees from −90 to 90, with a decimal point and a longitude beside it",
+    "longitude": "degrees from −180 to 180, with a decimal point and a latitude beside it",
+    "location_uncertainty": "metres",
+    "date": "year-month-day",
+    "box_x": "four numbers, the size more than 0",
+}
 _YEARS = (1800, 2200)
 _DATE = re.compile(
     r"(?P<year>\d{4})[-/:](?P<month>\d{1,2})[-/:](?P<day>\d{1,2})"
@@ -40,6 +48,10 @@ def normalise_date(date: str) -> str | None:
     return f"{day.isoformat()}T{time.isoformat()}{'+00:00' if zone == 'Z' else zone}"
 
 
+def _shown(value: object) -> str:
+    return "no number" if value != value else str(value)  # NaN stands for a text that is none
+
+
 def clean_places(photos: pl.DataFrame, where: str) -> pl.DataFrame:
     """Null what cannot be true, and log how often.
 
@@ -48,11 +60,11 @@ def clean_places(photos: pl.DataFrame, where: str) -> pl.DataFrame:
     are kept as they are, also the −1 and 1e8 m that iNaturalist holds: which places to trust is the models' to decide.
 
     Args:
-        photos: with columns latitude, longitude (degrees), location_uncertainty (metres), date and box_x … box_h.
+        photos: with columns file, latitude, longitude (degrees), location_uncertainty (metres), date and box_x … box_h.
         where: named in the log.
     """
     latitude, longitude, uncertainty = (pl.col(name) for name in ("latitude", "longitude", "location_uncertainty"))
-    box = [pl.col(name) for name in ("box_x", "box_y", "box_w", "box_h")]
+    box = [pl.col(name) for name in BOX]
     # NaN compares as greater than every number in polars, so each range check needs both bounds.
     placed = latitude.is_between(-90, 90) & longitude.is_between(-360, 360)
     boxed = pl.all_horizontal(part.is_finite() for part in box) & (box[2] > 0) & (box[3] > 0)
@@ -67,8 +79,13 @@ def clean_places(photos: pl.DataFrame, where: str) -> pl.DataFrame:
         pl.col("date").replace_strict(known, default=None, return_dtype=pl.String),
         *(pl.when(boxed).then(part).alias(part.meta.output_name()) for part in box),
     )
-    for name in ("latitude", "longitude", "location_uncertainty", "date", "box_x"):
-        lost = cleaned[name].null_count() - photos[name].null_count()
-        if lost:
-            logger.warning("%s: %d photos have an impossible %s, which is not used", where, lost, name.split("_x")[0])
+    for name, expected in _EXPECTED.items():
+        lost = photos.filter(photos[name].is_not_null() & cleaned[name].is_null())
+        if not lost.is_empty():
+            what = name.removesuffix("_x")
+            logger.warning(
+                "%s: %d of %d photos have an impossible %s, which is not used, the first is %s: expected %s, found %s",
+                *(where, lost.height, photos.height - photos[name].null_count(), what, lost["file"][0], expected),
+                ", ".join(_shown(lost[part][0]) for part in ([name] if what == name else BOX)),
+            )
     return cleaned

@@ -1,12 +1,14 @@
 """A table of photos, CSV or Parquet, one row each."""
 
 import logging
+import os
 from pathlib import Path
 
 import polars as pl
 
 from fieldmark.artifacts import SPLITS, TAXA
 from fieldmark.readers.listing import CLASS_COLUMNS, PHOTO_COLUMNS, DataError, Listing, make_listing
+from fieldmark.readers.places import clean_places
 
 logger = logging.getLogger(__name__)
 
@@ -25,35 +27,74 @@ def read_table_source(root: Path, annotations: str, with_splits: bool = True) ->
         DataError: if the table cannot be read, lacks a column, or a row has no path or an unknown split.
     """
     source = root / annotations
-    table = _load(source)
+    table = _load(source, "data.annotations", "; check data.root")
     required = ["path", "split", "label"] if with_splits else ["path", "label"]
     missing = [name for name in required if name not in table.columns]
     if missing:
-        raise DataError(f"{source}: expected the columns {', '.join(required)}; missing: {', '.join(missing)}")
+        found = ", ".join(map(repr, table.columns[:8])) + (", …" if len(table.columns) > 8 else "")
+        hint = ""
+        if len(table.columns) == 1 and ";" in table.columns[0]:
+            hint = ". Its columns seem to be separated by semicolons: save it with commas"
+        elif {name.strip().lower() for name in table.columns} >= set(required):
+            hint = ". Names must be written exactly so, in small letters"
+        raise DataError(f"{source}: expected the columns {', '.join(required)}, found {found}{hint}")
     ignored = [name for name in table.columns if name not in _NAMES.values()]
     if ignored:
         logger.warning("%s: columns of no known meaning are not used: %s", source, ", ".join(ignored))
-    photos = table.select(
-        _cleaned(theirs if theirs in table.columns else None, ours, dtype)
-        for (ours, theirs), dtype in zip(_NAMES.items(), PHOTO_COLUMNS.values(), strict=True)
-    )
+    photos = _listed(table)
     _check_rows(photos, source, with_splits)
     classes = _classes(photos if not with_splits else photos.filter(pl.col("split") == "labeled"), source)
     return Listing(root, photos, classes, make_listing(root, [], [], []).refused)
 
 
-def _load(source: Path) -> pl.DataFrame:
+def read_places(source: Path) -> pl.DataFrame:
+    """Places and dates of photos that belong to no data set.
+
+    Args:
+        source: a table as of :func:`read_table_source`, without splits and labels; its paths start from its folder.
+
+    Returns:
+        Columns file (absolute, links resolved), latitude, longitude, location_uncertainty and date, cleaned.
+
+    Raises:
+        DataError: if the table cannot be read, has no column path, a row has no path, or a photo has two rows.
+    """
+    table = _load(source, "places", "")
+    if "path" not in table.columns:
+        raise DataError(f"{source}: expected a column path, found {', '.join(map(repr, table.columns[:8]))}")
+    photos = _listed(table)
+    _check_rows(photos, source, with_splits=False)
+    files = pl.Series("file", [os.path.realpath(source.parent / name) for name in photos["file"]], dtype=pl.String)
+    twice = files.filter(files.is_duplicated())
+    if len(twice):
+        raise DataError(f"{source}: {twice[0]} has several rows; expected one")
+    told = ["latitude", "longitude", "location_uncertainty", "date"]
+    return clean_places(photos, str(source)).with_columns(files).select("file", *told)
+
+
+def _listed(table: pl.DataFrame) -> pl.DataFrame:
+    return table.select(
+        _cleaned(theirs if theirs in table.columns else None, ours, dtype)
+        for (ours, theirs), dtype in zip(_NAMES.items(), PHOTO_COLUMNS.values(), strict=True)
+    )
+
+
+def _load(source: Path, key: str, remedy: str) -> pl.DataFrame:
     if source.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(f"data.annotations: expected a .csv or .parquet file, found {source.name!r}")
+        raise DataError(f"{key}: expected a .csv or .parquet file, found {source.name!r}")
     try:
         if source.suffix.lower() == ".parquet":
             return pl.read_parquet(source)
         # As text throughout: a label such as 007 stays what it is.
         return pl.read_csv(source, infer_schema=False, null_values=[""])
     except OSError as error:
-        raise DataError(f"{source}: cannot read this table ({error}); check data.root") from error
+        raise DataError(f"{source}: cannot read this table ({error}){remedy}") from error
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{source}: expected a table in UTF-8 with a header, found: {error}") from error
+        # What follows the first line are hints for programmers.
+        found = str(error).partition("\n")[0]
+        raise DataError(
+            f"{source}: expected a table in UTF-8 with a header (a spreadsheet saves it as 'CSV UTF-8'), found: {found}"
+        ) from error
 
 
 def _cleaned(theirs: str | None, ours: str, dtype: type[pl.DataType]) -> pl.Expr:
