@@ -251,10 +251,15 @@ class PhotoStore:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def _decode(self, index: int) -> np.ndarray:
-        if self._regions is None:
-            photo = load_photo(self._paths[index], self._side)
-        else:
-            photo = self._regions.load(self._paths[index], index, self._side)
+        path = self._paths[index]
+        try:
+            if self._regions is None:
+                photo = load_photo(path, self._side)
+            else:
+                photo = self._regions.load(path, index, self._side)
+        except PhotoError as error:
+            remedy = "it could be read when photos were listed: put it back, or run with --forcerun ingest_photos"
+            raise PhotoError(path, f"{error.reason}; {remedy}") from error
         photo.flags.writeable = False
         return photo
 

@@ -1,5 +1,6 @@
 """The classifier: a timm backbone, an embedding layer (neck), what is known beside, a head; its weights on disk."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -111,7 +112,9 @@ class Classifier(nn.Module):
         self.architecture = architecture
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         if not timm.is_model(architecture.backbone):
-            raise WeightsError(f"models: timm {timm.__version__} has no backbone {architecture.backbone!r}")
+            close = difflib.get_close_matches(architecture.backbone, timm.list_models(), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise WeightsError(f"models.*.backbone: timm {timm.__version__} has no {architecture.backbone!r}{hint}")
         # Any: a module with timm's own attributes.
         self.backbone = cast(Any, timm.create_model(architecture.backbone, num_classes=0, **options))
         fit_input_size(self.backbone, architecture.image_size)

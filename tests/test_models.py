@@ -65,8 +65,8 @@ def test_a_backbone_may_keep_a_layer_between_its_features_and_the_classes(make_m
 
 
 def test_an_unknown_backbone_is_refused_by_name(make_model: MakeModel) -> None:
-    with pytest.raises(WeightsError, match="no backbone 'efficientnet_lite9000'"):
-        make_model(backbone="efficientnet_lite9000")
+    with pytest.raises(WeightsError, match=r"has no 'efficientnet_lite9'; did you mean 'efficientnet_lite\d'\?"):
+        make_model(backbone="efficientnet_lite9")
 
 
 def test_construction_is_a_function_of_the_seed(make_model: MakeModel) -> None:
