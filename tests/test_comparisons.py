@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -47,7 +49,9 @@ SURE = torch.tensor([[0.96, 0.02, 0.02], [0.6, 0.3, 0.1], [0.1, 0.5, 0.4]])
 
 
 def test_the_fixed_threshold_asks_the_same_of_all_classes() -> None:
-    assert FixedThreshold(0.95).passes(SURE).tolist() == [True, False, False]
+    assert FixedThreshold(3, smoothing=0.0).passes(SURE).tolist() == [True, False, False]
+    # Labels smoothed by 0.3 over three classes teach a confidence of 0.8, and 0.95 of that is asked for.
+    assert FixedThreshold(3, smoothing=0.3).value == pytest.approx(0.76)
 
 
 def test_the_adaptive_threshold_follows_the_confidence_and_spares_rare_classes() -> None:
@@ -229,21 +233,24 @@ def test_naive_pseudo_labels_are_as_many_as_asked_for_and_the_surest(monkeypatch
     assert found["selected"].to_list() == [False, True, True, False]
 
 
-def test_consistency_asks_no_surer_network_than_its_labels_teach(
-    toy: PhotoSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_consistency_smooths_all_names_alike(toy: PhotoSet, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def recorded(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, smoothing: float) -> torch.Tensor:
-        asked.append(smoothing)
+        asked.append((len(logits), smoothing))
         return weighted_cross_entropy(logits, target, weight, smoothing)
 
+    def recorded_own(logits: torch.Tensor, *given: Any, label_smoothing: float, **options: Any) -> torch.Tensor:
+        asked.append((len(logits), label_smoothing))
+        return functional.cross_entropy(logits, *given, label_smoothing=label_smoothing, **options)
+
     monkeypatch.setattr(consistency, "weighted_cross_entropy", recorded)
+    monkeypatch.setattr(consistency, "functional", SimpleNamespace(cross_entropy=recorded_own))
     model = build_classifier(Architecture("test_resnet", 0, 3, 0, False, 32), "none", seed=1)
     photos = Photos(toy.paths[:6], toy.target[:6], toy.paths[6:])
     phase = Phase("all", 2, 8, 1e-3, label_smoothing=0.1)
-    train_consistency(model, photos, phase, Augmentation(), FixedThreshold(), Hardware(), seed=1)
-    assert asked == [0.0, 0.0]
+    train_consistency(model, photos, phase, Augmentation(), FixedThreshold(3, 0.1), Hardware(), seed=1)
+    assert asked == [(4, 0.1), (2, 0.1)] * 2  # of 8 views half are of labeled photos, and two of each unlabeled one
 
 
 def test_a_closed_set_holds_the_in_class_photos_alone(monkeypatch: pytest.MonkeyPatch) -> None:

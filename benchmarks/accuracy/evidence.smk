@@ -1,6 +1,6 @@
 """The comparison of docs/evidence.md: the workflow, every reference and every ablation, for several seeds.
 
-make evidence SET=grocery CONFIGFILES="configs/grocery.yaml mine.yaml" SEEDS="1 2 3"
+make evidence SET=grocery CONFIGFILES="configs/grocery.yaml mine.yaml" SEEDS="1 2 3" RECIPES="layerwise two_stage"
 
 Each seed has a folder of its own, so an interrupted comparison goes on where it was, and what it found is copied to
 docs/evidence/SET, from which the page is written. data.root and data.truth may be relative to the project's folder; other

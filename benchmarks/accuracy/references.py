@@ -62,9 +62,9 @@ from fieldmark.views import Augmentation
 from workflow.scripts.finetune_classifier import finetune_classifier
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-THRESHOLDS: dict[str, Callable[[int], FixedThreshold | AdaptiveThreshold]] = {
-    "fixmatch": lambda classes: FixedThreshold(),
-    "freematch": AdaptiveThreshold,
+THRESHOLDS: dict[str, Callable[[int, float], FixedThreshold | AdaptiveThreshold]] = {
+    "fixmatch": FixedThreshold,
+    "freematch": lambda classes, _: AdaptiveThreshold(classes),
 }
 
 
@@ -271,8 +271,9 @@ class Reference:
         target = labeled["class_id"].to_numpy().astype(np.int64)
         photos = Photos(labeled["path"].to_list(), target, unlabeled["path"].to_list())
         strong = Augmentation(**self.config["augmentation"])
-        threshold = THRESHOLDS[CLOSED_SET.get(self.name, self.name)](classes)
-        train_consistency(model, photos, self._one_phase(), strong, threshold, self.hardware, self.config["seed"])
+        phase = self._one_phase()
+        threshold = THRESHOLDS[CLOSED_SET.get(self.name, self.name)](classes, phase.label_smoothing)
+        train_consistency(model, photos, phase, strong, threshold, self.hardware, self.config["seed"])
         save_classifier(model, self.folder / "model.safetensors")
 
     def predict(self, manifest: pl.DataFrame, test: pl.DataFrame, classes: int) -> np.ndarray:

@@ -95,15 +95,17 @@ def belongs(path: PurePath, config: Mapping[str, Any]) -> bool:
     return model is not None and (len(inner) < 3 or inner[1] in (*model["recipes"], "extract_features", "score_photos"))
 
 
-def stage_times(benchmarks: Path, config: Mapping[str, Any]) -> tuple[list[StageTime], float]:
+def stage_times(benchmarks: Path, config: Mapping[str, Any] | None = None) -> tuple[list[StageTime], float]:
     """Times by rule, the longest first, and seconds in all.
 
     Args:
         benchmarks: a folder of tables with columns ``s`` (seconds) and ``max_rss`` (MB, ``-`` where unknown).
-        config: tells which of them count, see :func:`belongs`.
+        config: tells which of them count, see :func:`belongs`; all of them if it is not given.
     """
     rows = []
-    for path in sorted(path for path in benchmarks.rglob("*.tsv") if belongs(path.relative_to(benchmarks), config)):
+    for path in sorted(benchmarks.rglob("*.tsv")):
+        if config is not None and not belongs(path.relative_to(benchmarks), config):
+            continue
         rule = path.parent.name if path.stem.isdigit() else path.stem
         table = pl.read_csv(path, separator="\t", infer_schema=False)
         memory = table["max_rss"].cast(pl.Float64, strict=False).max()
