@@ -260,16 +260,16 @@ def test_a_closed_set_holds_the_in_class_photos_alone(monkeypatch: pytest.Monkey
     asked = {}
     monkeypatch.setattr(references, "read_table", lambda *_: pl.DataFrame({"class_id": [0, 1]}))
     monkeypatch.setattr(references, "save_classifier", lambda *_: None)
-    monkeypatch.setattr(Reference, "_untrained", lambda *_: None)
+    monkeypatch.setattr(references, "load_classifier", lambda path: path)
     for name in ("fixmatch", *CLOSED_SET):
-        monkeypatch.setattr(
-            references, "train_consistency", lambda *given, name=name: asked.update({name: (given[1], given[4])})
-        )
+        monkeypatch.setattr(references, "train_consistency", lambda *given, name=name: asked.update({name: given}))
         own = Reference(demo_config(), Path(), name, "lite0", "layerwise", 1)
         own.train(manifest, {"a": -1, "b": 1, "c": 0, "x": 1})
         assert own.recipe_settings()["phases"][0]["steps"] == own.total_steps
-    assert list(asked["fixmatch"][0].unlabeled) == list("abcd")
-    for name, (photos, threshold) in asked.items():
+    assert list(asked["fixmatch"][1].unlabeled) == list("abcd")
+    for name, (start, photos, phase, _, threshold, *_) in asked.items():
+        assert start == Path("baseline/lite0/layerwise/model.safetensors")
+        assert phase.steps == own.total_steps - 150  # those of the supervised model
         assert name == "fixmatch" or list(photos.unlabeled) == list("bc")
         assert list(photos.labeled) == ["l"]
         assert isinstance(threshold, FixedThreshold if name.startswith("fixmatch") else AdaptiveThreshold)

@@ -91,6 +91,8 @@ def reference_steps(config: Mapping[str, Any], name: str, model: str, recipe: st
     own = steps_of(stage_settings(config, model, recipe))
     if name == "centroid":
         return None
+    if name == "naive":
+        return 2 * own  # the supervised model that names the photos, and the one that learns the names
     if name in AS_LONG_AS_THE_PIPELINE:
         return pipeline_steps(config, model, recipe, config["rounds"])
     if name in HALF_WAY:

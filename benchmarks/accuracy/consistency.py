@@ -1,6 +1,6 @@
 """FixMatch (Sohn et al. 2020) and FreeMatch (Wang et al. 2023), on this project's views, sampler and optimizer.
 
-Short versions for comparison on equal terms: the same backbone, pretrained weights, learning rates and frozen layers
+Short versions for comparison on equal terms: the same backbone, start, learning rates and frozen layers
 as the recipe they stand beside, and as many photos through the network at each step. What is left out is what that
 excludes: the averaged copy of the weights, batches of hundreds of photos, and FreeMatch's fairness term.
 
@@ -83,7 +83,7 @@ def train_consistency(
     """Train in place.
 
     Args:
-        model: starts from pretrained weights.
+        model: what to start from.
         photos: what to train on.
         phase: steps, rates, label smoothing and what is frozen; of its batch size ``labeled_share`` are labeled
             photos, and the rest unlabeled ones, each counted twice: its weak and its strong view.

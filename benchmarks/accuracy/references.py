@@ -13,8 +13,9 @@ many steps as lead to the pipeline's last model, through all rounds.
 ``naive``: pseudo-labels from the supervised model for the photos that it is surest of, foreign or not, as many as the
 pipeline selects in its last round. (A fixed threshold would say little: label smoothing keeps models below .95 or so.)
 
-``fixmatch``, ``freematch``: see :mod:`benchmarks.accuracy.consistency`; as many steps as ``long``. With ``_in_class``
-in the name the truth has taken the foreign photos out: the closed set that both were published for.
+``fixmatch``, ``freematch``: see :mod:`benchmarks.accuracy.consistency`; from the supervised model on, whose names for
+photos are better from the first step, and together as many steps as ``long``. With ``_in_class`` in the name the truth
+has taken the foreign photos out: the closed set that both were published for.
 
 ``simclr``: supervised fine-tuning from weights pre-trained as in :mod:`benchmarks.accuracy.contrastive`; together as
 many steps as ``long``.
@@ -171,6 +172,11 @@ class Reference:
         return self.results / "references" / self.name / self.model / self.recipe
 
     @property
+    def supervised(self) -> Path:
+        """The run's supervised model of the same recipe."""
+        return self.results / "baseline" / self.model / self.recipe / "model.safetensors"
+
+    @property
     def hardware(self) -> Hardware:
         """A GPU, if this machine has any, or the CPU, with the configured precision."""
         precision = self.config["compute"]["precision"]
@@ -206,10 +212,9 @@ class Reference:
         if self.name in ("oracle", "long_oracle"):
             table = true_labels(manifest, truth)
         elif self.name == "naive":
-            supervised = self.results / "baseline" / self.model / self.recipe / "model.safetensors"
             last = self.results / f"round{self.config['rounds'] - 1}" / "pseudo_labels.parquet"
             count = int(read_table("pseudo_labels", last)["selected"].sum())
-            table = surest_labels(manifest, supervised, self.hardware, count)
+            table = surest_labels(manifest, self.supervised, self.hardware, count)
         if table is None:
             return None
         write_table(table, "pseudo_labels", self.folder / "pseudo_labels.parquet")
@@ -264,14 +269,14 @@ class Reference:
 
     def _train_consistency(self, manifest: pl.DataFrame, truth: dict[str, int]) -> None:
         classes = read_table("classes", self.table("classes")).height
-        model = self._untrained(classes)
+        model, phase = load_classifier(self.supervised), self._one_phase()
+        phase = replace(phase, steps=phase.steps - steps_of(stage_settings(self.config, self.model, self.recipe)))
         labeled, unlabeled = (manifest.filter(split=split).sort("image_id") for split in ("labeled", "unlabeled"))
         if self.name in CLOSED_SET:
             unlabeled = in_class_photos(unlabeled, truth)
         target = labeled["class_id"].to_numpy().astype(np.int64)
         photos = Photos(labeled["path"].to_list(), target, unlabeled["path"].to_list())
         strong = Augmentation(**self.config["augmentation"])
-        phase = self._one_phase()
         threshold = THRESHOLDS[CLOSED_SET.get(self.name, self.name)](classes, phase.label_smoothing)
         train_consistency(model, photos, phase, strong, threshold, self.hardware, self.config["seed"])
         save_classifier(model, self.folder / "model.safetensors")
