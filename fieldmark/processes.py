@@ -70,8 +70,8 @@ def _run(work: Callable[[], None], hardware: Hardware, folder: Path) -> None:
     with _started(_commands(hardware, folder, environment)) as started:
         log.info("started %d processes on %d nodes", hardware.processes, hardware.nodes)
         while None in (codes := [process.poll() for process in started]) and not any(codes):
-            # Of several processes, whichever ends first counts, and Python can wait for one only: so look often.
-            time.sleep(0.05)
+            # Whichever ends first counts.
+            time.sleep(0.05)  # Python can wait for one process, not for the first of several: look again
         failed = [number for number, code in enumerate(codes) if code]
     if failed:
         raise ProcessError(_reason(failed, started, hardware, folder))

@@ -83,8 +83,8 @@ def test_a_gpu_trains_what_the_pipeline_is_compared_with_as_the_cpu_does(toy: Ph
     np.testing.assert_allclose(*found, rtol=0.01, atol=0.01)
 
 
-# What it compares is two devices with one; with processes on a CPU, tests/test_parallel.py does the same everywhere.
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device only")
+# With processes on a CPU, tests/test_parallel.py does the same everywhere.
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device only")  # it compares two with one
 def test_two_gpus_train_as_one_does(toy: PhotoSet, tmp_path: Path) -> None:
     expected = trained(toy, Hardware("cuda"), tmp_path / "one")
     found = trained(toy, Hardware("cuda", devices=2), tmp_path / "two")

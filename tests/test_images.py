@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -185,10 +186,14 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path, suffix: str) ->
             assert error.reason
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="file permissions do not bind root; any other user runs this test")
-def test_unreadable_permissions(tmp_path: Path) -> None:
+def test_unreadable_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halves().save(tmp_path / "a.jpg")
-    (tmp_path / "a.jpg").chmod(0)
+
+    def refuse(path: Path) -> bytes:
+        # As the system says it of a file without permissions, which do not bind root.
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(PhotoError, match="permission"):
         full_photo(tmp_path / "a.jpg")
 

@@ -171,4 +171,4 @@ def test_the_processes_end_with_the_one_that_started_them(tmp_path: Path) -> Non
         # Ended, and reaped or waiting to be: a process that sleeps on would keep its command line.
         command = Path(f"/proc/{file.read_text()}/cmdline")
         while command.exists() and command.read_bytes():
-            time.sleep(0.05)  # as above
+            time.sleep(0.05)  # a grandchild now, so there is nothing to wait on here either: look again

@@ -124,7 +124,7 @@ def train_consistency(
             logits = wrapped(torch.cat([views["labeled"], views["strong"]]))[1]
             target = torch.from_numpy(photos.target[first]).to(fabric.device)
             alike = torch.ones(labels, device=fabric.device)
-            # Without label smoothing, as published, photos took part whose names were wrong: see docs/results.md.
+            # As all recipes smooth; docs/results.md tells what came of leaving it out, as published.
             loss = weighted_cross_entropy(logits[:labels], target, alike, phase.label_smoothing)
             named = probabilities.argmax(dim=1)
             own = functional.cross_entropy(

@@ -111,8 +111,7 @@ class Run:
         while not true():
             assert self.process.poll() is None, self.output.read_text(encoding="utf-8")[-5000:]
             assert time.monotonic() < end, f"nothing more happens: {call('squeue', '--states', 'all')}"
-            # SLURM tells its state only when asked, and asking all the time would take the core from its jobs.
-            time.sleep(0.02)
+            time.sleep(0.02)  # SLURM tells its state only when asked; asking all the time would take its jobs' core
 
     def running(self, rule: str = "") -> list[str]:
         """Numbers of the running jobs of a rule."""
