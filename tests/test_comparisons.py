@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from benchmarks.accuracy import consistency, references
 from benchmarks.accuracy.ablations import ABLATIONS, applicable, judged_recipe
+from benchmarks.accuracy.collect import reference_steps
 from benchmarks.accuracy.comparison import Measured, best, closed_gap, difference, interval
 from benchmarks.accuracy.consistency import (
     AdaptiveThreshold,
@@ -176,7 +177,8 @@ def test_the_page_tells_every_set_and_draws_its_chart(tmp_path: Path) -> None:
         )
     ]
     figures = [("auroc", None, "energy", 0.9), ("foreign share at 75% recall", None, "energy", 0.2)]
-    figures += [("select", 0, "precision", 0.8)]
+    figures += [("select", 0, "precision", 0.8), ("select", 1, "precision", 0.9)]
+    figures += [("ablation/no_filter", 0, "precision", 0.75), ("ablation/one_view", 0, "precision", 0.8)]
     schema = {"stage": pl.String, "round": pl.Int32, "metric": pl.String, "value": pl.Float64}
     for seed in (1, 2):
         folder = tmp_path / "evidence" / "herbs" / f"seed{seed}"
@@ -193,6 +195,9 @@ def test_the_page_tells_every_set_and_draws_its_chart(tmp_path: Path) -> None:
     assert text.count("FixMatch, in-class photos only") == 2 and alone in text
     assert "| no cluster filter | r | 50.0 | −25.0 | −75.0 to +0.0 | 2 |" in text
     assert "| energy | 90.0, 90.0 | 20.0, 20.0 |" in text and "| 0 | select | precision | 80.0, 80.0 |" in text
+    # Views do not touch what is selected.
+    assert "| no cluster filter | – |  | – |  | 75.0 | −5.0, −5.0 |" in text and "one view" not in text
+    assert "ablation/" not in text
     drawing = ElementTree.parse(tmp_path / "evidence/herbs/accuracy.svg").getroot()
     assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
 
@@ -216,6 +221,10 @@ def test_a_long_reference_takes_as_many_steps_as_lead_to_the_last_model() -> Non
         for name, count in (("long", expected), ("freematch", expected), ("naive", own), ("oracle", own)):
             reference = Reference(config, Path(), name, "lite0", recipe, 1)
             assert sum(phase["steps"] for phase in reference.recipe_settings()["phases"]) == count
+        # The model that names the photos counts, too.
+        reference = Reference(config, Path(), "long_naive", "lite0", recipe, 1)
+        assert sum(phase["steps"] for phase in reference.recipe_settings()["phases"]) == expected - own
+        assert reference_steps(config, "long_naive", "lite0", recipe) == expected
 
 
 def test_the_taxonomy_reference_adds_photos_with_coarse_taxa_alone() -> None:

@@ -1,9 +1,10 @@
 """The workflow with one part changed at a time; each is judged by its model of round 0.
 
 Each run starts from a copy of a finished one and is the workflow's own, so only what the change touches is made anew,
-with the same seeds. Later rounds and the ensemble are left out, and the copy is deleted; the predictions stay::
+with the same seeds. Later rounds and the ensemble are left out, and the copy is deleted; its predictions and its
+pseudo-labels stay::
 
-    python -m benchmarks.accuracy.ablations --configfile my.yaml --ablation no_filter --folder run --output predictions
+    python -m benchmarks.accuracy.ablations --configfile my.yaml --ablation no_filter --folder run --output left
 """
 
 import argparse
@@ -129,11 +130,11 @@ def run_ablation(name: str, config: Config, files: list[str], source: Path, targ
         config: as resolved, without the change.
         files: the configuration files, which the change is laid over.
         source: folder of a finished run; it is only read.
-        target: folder that the shards of predictions go to.
+        target: folder that ``pseudo_labels.parquet`` and the shards of ``predictions/`` go to.
         cores: for the workflow.
     """
     model, recipe = next(iter(config["models"])), judged_recipe(name, config)
-    target.mkdir(parents=True, exist_ok=True)
+    (target / "predictions").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         folder = Path(scratch)
         for part in COPIED:
@@ -150,7 +151,8 @@ def run_ablation(name: str, config: Config, files: list[str], source: Path, targ
         call += ["--workflow-profile", str(PROJECT / "profiles" / "default"), "--cores", str(cores)]
         subprocess.run([*call, "--configfile", *files, str(change), "--", *predictions], check=True)
         for path in predictions:
-            shutil.copy(folder / path, target)
+            shutil.copy(folder / path, target / "predictions")
+        shutil.copy(folder / "results/round0/pseudo_labels.parquet", target)
 
 
 def main() -> None:
@@ -159,7 +161,7 @@ def main() -> None:
     parser.add_argument("--configfile", action="append", default=[], help="as for Snakemake, over config.yaml")
     parser.add_argument("--ablation", choices=ABLATIONS, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="of a finished run, with results/ in it")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the predictions")
+    parser.add_argument("--output", type=Path, required=True, help="folder for what is kept of it")
     parser.add_argument("--cores", type=int, default=1)
     options = parser.parse_args()
     files = [str(Path(name).resolve()) for name in options.configfile]

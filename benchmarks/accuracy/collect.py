@@ -1,8 +1,8 @@
 """Gather what one seed's runs reached into two tables, small enough to be kept beside the project.
 
 ``accuracy.parquet``: one row for each model, vote of models and ablation, with a flag for each test photo, so that
-differences can be paired later. ``unlabeled.parquet``: how well clusters and selection fit the truth, and how well
-foreign photos are told apart, beside the standard detectors. In the folder of the run::
+differences can be paired later. ``unlabeled.parquet``: how well clusters and selection fit the truth, also with one
+part changed, and how well foreign photos are told apart, beside the standard detectors. In the folder of the run::
 
     python -m benchmarks.accuracy.collect --configfile my.yaml --output tables
 """
@@ -25,7 +25,7 @@ from benchmarks.accuracy.references import pipeline_steps, steps_of
 from fieldmark.artifacts import read_table
 from fieldmark.config import resolve, stage_settings
 from fieldmark.ensemble import combine
-from fieldmark.evaluation import auroc, macro_accuracy, tail_classes
+from fieldmark.evaluation import at, auroc, macro_accuracy, scores_table, selection_scores, tail_classes
 from fieldmark.predictions import TopLists, read_lists, round_of
 from fieldmark.truth import read_truth
 
@@ -41,12 +41,14 @@ class Run:
         config: as resolved.
         classes: the table of classes.
         labels: true class of every test photo of a known class, by id.
+        unlabeled: true class or :data:`fieldmark.evaluation.FOREIGN` of every unlabeled photo in the truth, by id.
     """
 
     results: Path
     config: Mapping[str, Any]
     classes: pl.DataFrame
     labels: Mapping[str, int]
+    unlabeled: Mapping[str, int]
 
     @classmethod
     def read(cls, results: Path, config: Mapping[str, Any]) -> "Run":
@@ -56,8 +58,9 @@ class Run:
         }
         manifest, classes, rejected = data.values()
         truth = read_truth(config["data"]["truth"], manifest, classes, rejected["path"].to_list())
-        test = manifest.filter(split="test").sort("image_id")["image_id"]
-        return cls(results, config, classes, {name: truth[name] for name in test if truth.get(name, -1) >= 0})
+        test, unlabeled = (manifest.filter(split=split).sort("image_id")["image_id"] for split in ("test", "unlabeled"))
+        labels = {name: truth[name] for name in test if truth.get(name, -1) >= 0}
+        return cls(results, config, classes, labels, {name: truth[name] for name in unlabeled if name in truth})
 
     def lists(self, files: list[Path]) -> TopLists:
         """Predictions of the test photos, in the order of the labels."""
@@ -120,7 +123,7 @@ def accuracy_table(run: Run) -> pl.DataFrame:
         )
     for folder in sorted(Path("ablations").glob("*/*/*")):
         name, model, recipe = folder.relative_to("ablations").parts
-        lists = run.lists(sorted(folder.glob("*.parquet")))
+        lists = run.lists(sorted((folder / "predictions").glob("*.parquet")))
         rows.append(run.row(f"ablation/{name}", f"{model}/{recipe}", lists, None))
     return pl.DataFrame(rows + votes(run, members), schema_overrides={"steps": pl.Int32, "hits": pl.List(pl.Boolean)})
 
@@ -144,12 +147,24 @@ def votes(run: Run, members: Mapping[str, TopLists]) -> list[dict[str, Any]]:
     return rows
 
 
+def ablated_selections(run: Run) -> list[tuple[str, int, str, float]]:
+    """Stage, round, metric and value of what was selected with one part changed."""
+    rows = []
+    for file in sorted(Path("ablations").glob("*/*/*/pseudo_labels.parquet")):
+        stage = f"ablation/{file.relative_to('ablations').parts[0]}"
+        own = read_table("pseudo_labels", file).filter(pl.col("image_id").is_in(list(run.unlabeled)))
+        labels = np.array([run.unlabeled[image_id] for image_id in own["image_id"]])
+        scores = scores_table(selection_scores(at(stage, "unlabeled", 0), own, labels))
+        rows += scores.select("stage", "round", "metric", "value").rows()
+    return rows
+
+
 def unlabeled_table(run: Run, threads: int) -> pl.DataFrame:
-    """The evaluation's scores of unlabeled photos, and the figures of detectors of foreign photos."""
+    """The evaluation's scores of unlabeled photos, those of ablations, and figures of detectors of foreign photos."""
     scores = read_table("scores", run.results / "evaluation/scores.parquet")
     own = scores.filter(pl.col("stage").is_in(["cluster", "filter", "select"]))
     found, in_class = detector_scores(run.config, run.results, threads)
-    detected = []
+    detected: list[tuple[str, int | None, str, float]] = [*ablated_selections(run)]
     for name, values in found.items():
         detected.append(("auroc", None, name, auroc(values, in_class)))
         detected.append((f"foreign share at {RECALL:.0%} recall", None, name, foreign_share(values, in_class)))

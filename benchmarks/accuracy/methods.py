@@ -8,6 +8,7 @@ REFERENCES = {
     "taxonomy": "supervised, with taxonomy loss",
     "long": "supervised, all steps",
     "naive": "naive pseudo-labels",
+    "long_naive": "naive pseudo-labels, all steps",
     "fixmatch": "FixMatch",
     "freematch": "FreeMatch",
     "fixmatch_in_class": "FixMatch, in-class photos only",
@@ -20,7 +21,7 @@ REFERENCES = {
 }
 # These get as many optimizer steps as lead to the pipeline's last model, through all rounds.
 AS_LONG_AS_THE_PIPELINE = (
-    *("long", "long_oracle", "simclr"),
+    *("long", "long_naive", "long_oracle", "simclr"),
     *("fixmatch", "freematch", "fixmatch_in_class", "freematch_in_class"),
 )
 # No baselines, since the truth chooses their unlabeled photos: without foreign ones these methods are on their own
@@ -29,7 +30,18 @@ CLOSED_SET = {"fixmatch_in_class": "fixmatch", "freematch_in_class": "freematch"
 # The pipeline half-way, by the stage whose model is fine-tuned.
 HALF_WAY = {"after_pretrain": "pretrain", "after_refine": "refine"}
 # What a user could pick instead; the best of them is what the pipeline has to beat.
-BASELINES = ("probe", "centroid", "supervised", "taxonomy", "long", "naive", "fixmatch", "freematch", "simclr")
+BASELINES = (
+    "probe",
+    "centroid",
+    "supervised",
+    "taxonomy",
+    "long",
+    "naive",
+    "long_naive",
+    "fixmatch",
+    "freematch",
+    "simclr",
+)
 ORACLES = ("oracle", "long_oracle")
 
 _OTHERS = {"probe": "linear probe of pretrained features", "supervised": "supervised", "ensemble": "ensemble"}

@@ -7,6 +7,7 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import polars as pl
 
@@ -33,6 +34,9 @@ spread of seeds. Differences are paired by photo and seed.
 ABLATIONS_NOTE = """Each variant is one training a seed, and so is the model it is compared with. The intervals hold the
 spread of photos, and of seeds if there are several, but not what two trainings with the same settings differ by (on
 groceries about two points): if the model itself was an unlucky one, all variants look good."""
+SELECTIONS_NOTE = """What the same changes do to the selection of round 0: the AUROC of its in-class score, the foreign
+share of the selected photos, and how many of these are of the class that they are given. Means over seeds, and each
+seed's difference. Changes that do not touch the selection are left out."""
 _STYLE = """<style>
 text { font: 12px system-ui, sans-serif; fill: #5d655c; } .figure { font-variant-numeric: tabular-nums; }
 .grid { stroke: #8d948b; stroke-opacity: .35; }
@@ -154,6 +158,33 @@ def ablation_table(table: Table) -> str:
     return markdown(["changed", "recipe", "top-1", "points", "95 % interval", "seeds"], rows)
 
 
+def ablated_selection_table(folder: Path) -> str:
+    """What one change does to the selection of round 0: the mean over its seeds, and each seed's difference."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for path in sorted(folder.glob("seed*/unlabeled.parquet")):
+        figures = pl.read_parquet(path).filter(round=0).select("stage", "metric", "value")
+        for stage, metric, value in figures.iter_rows():
+            found.setdefault((stage, metric), {})[path.parent.name] = 100 * value
+    metrics = ("auroc_in_class_score", "foreign_share", "precision")
+    rows = []
+    for name, ablation in ABLATIONS.items():
+        cells, changed = [ablation.title], False
+        for metric in metrics:
+            base, own = found.get(("select", metric), {}), found.get((f"ablation/{name}", metric), {})
+            differences = [own[seed] - base[seed] for seed in own if seed in base]
+            changed = changed or any(differences)
+            cells.append(f"{fmean(own.values()):.1f}" if own else "–")
+            cells.append(", ".join(f"{value:+.1f}" for value in differences).replace("-", "−"))
+        rows += [cells] if changed else []
+    if not rows:
+        return ""
+    bases = [found.get(("select", metric), {}) for metric in metrics]
+    unchanged = [cell for base in bases for cell in (f"{fmean(base.values()):.1f}" if base else "–", "")]
+    heads = ["AUROC × 100", "foreign, %", "rightly named, %"]
+    head = ["changed", *(cell for head in heads for cell in (head, "by seed"))]
+    return markdown(head, [["nothing", *unchanged], *rows])
+
+
 def vote_table(table: Table) -> str:
     """Ways to weigh the votes, and who votes."""
     votes = [one for one in table.values() if one.method == "vote"]
@@ -180,7 +211,7 @@ def unlabeled_tables(folder: Path) -> str:
     stages = [
         [str(number), stage, metric.replace("_", " "), ", ".join(values)]
         for (stage, number, metric), values in figures.items()
-        if number is not None
+        if number is not None and not stage.startswith("ablation/")
     ]
     told_table = markdown(["score", "AUROC × 100, by seed", f"{share}, %, by seed"], told)
     return told_table + "\n" + markdown(["round", "stage", "measure", "%, by seed"], stages)
@@ -212,6 +243,8 @@ def section(folder: Path) -> str:
         parts += ["### Without foreign photos", closed_set_table(table)]
     if any(method.startswith("ablation/") for method, _ in table):
         parts += ["### One part changed, judged by round 0", ABLATIONS_NOTE, ablation_table(table)]
+        selections = ablated_selection_table(folder)
+        parts += [SELECTIONS_NOTE, selections] if selections else []
     parts += ["### Votes", vote_table(table)]
     return "\n\n".join(part.strip() for part in [*parts, "### Unlabeled photos", unlabeled_tables(folder)])
 

@@ -12,6 +12,7 @@ many steps as lead to the pipeline's last model, through all rounds.
 
 ``naive``: pseudo-labels from the supervised model for the photos that it is surest of, foreign or not, as many as the
 pipeline selects in its last round. (A fixed threshold would say little: label smoothing keeps models below .95 or so.)
+``long_naive``: the same photos, trained on for so long that it is as many steps as ``long`` together with that model.
 
 ``fixmatch``, ``freematch``: see :mod:`benchmarks.accuracy.consistency`; from the supervised model on, whose names for
 photos are better from the first step, and together as many steps as ``long``. With ``_in_class`` in the name the truth
@@ -203,7 +204,7 @@ class Reference:
             other = {"shares": {"labeled": 0.5, "unlabeled": 0.5}, "marginal_weight": 1.0}
             return {**settings, "phases": [{**phase, **other} for phase in settings["phases"]]}
         if self.name in AS_LONG_AS_THE_PIPELINE and self.name != "simclr":
-            return scaled(settings, self.total_steps)
+            return scaled(settings, self.total_steps - (steps_of(settings) if self.name == "long_naive" else 0))
         return settings
 
     def labels(self, manifest: pl.DataFrame, truth: dict[str, int]) -> Path | None:
@@ -211,7 +212,7 @@ class Reference:
         table = None
         if self.name in ("oracle", "long_oracle"):
             table = true_labels(manifest, truth)
-        elif self.name == "naive":
+        elif self.name in ("naive", "long_naive"):
             last = self.results / f"round{self.config['rounds'] - 1}" / "pseudo_labels.parquet"
             count = int(read_table("pseudo_labels", last)["selected"].sum())
             table = surest_labels(manifest, self.supervised, self.hardware, count)
