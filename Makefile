@@ -52,9 +52,11 @@ test-conda: env ## Run a chain of stages in conda environments; needs conda on t
 
 evidence: env ## Compare with baselines and ablations on SET (a name for CONFIGFILES), over SEEDS (1 2 3); hours on CPUs
 	@# RECIPES="layerwise two_stage" trains references by these recipes; by the first of the model if it is not given.
+	@# REFERENCES="long naive" and ABLATIONS="no_filter" run these alone; all that apply if they are not given.
 	$(BIN)/snakemake -s benchmarks/accuracy/evidence.smk --cores $(CORES) \
 		--directory benchmarks/output/evidence/$(SET) --config set="$(SET)" seeds="$(SEEDS)" \
-		configfiles="$(abspath $(CONFIGFILES))" $(if $(RECIPES),recipes="$(RECIPES)")
+		configfiles="$(abspath $(CONFIGFILES))" $(if $(RECIPES),recipes="$(RECIPES)") $(if $(REFERENCES),references="$(REFERENCES)") \
+		$(if $(ABLATIONS),ablations="$(ABLATIONS)")
 
 kill-test: env ## Kill the tiny workflow KILLS times (100) and compare all files with an undisturbed run; half an hour
 	$(BIN)/python -m tests.kill_run --kills $(KILLS) --seed 1
