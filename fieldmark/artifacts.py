@@ -67,7 +67,16 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             _required("labeled_count", pa.int32()),
         ]
     ),
-    "rejected": pa.schema([_required("path", pa.string()), _required("reason", pa.string())]),
+    # One row per photo that is not used. Split and candidate_id, the image_id that it would have had, are null for
+    # files that were refused before their split was known; so it is no image_id, which every row of a table has.
+    "rejected": pa.schema(
+        [
+            _required("path", pa.string()),
+            _required("reason", pa.string()),
+            pa.field("split", pa.string()),
+            pa.field("candidate_id", pa.string()),
+        ]
+    ),
     # What an embedding or a prediction depends on, and nothing else: relabeling a photo leaves its shard untouched.
     "shard": pa.schema(
         [

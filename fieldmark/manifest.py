@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _HASH_SIDE = 64  # twice the side that the perceptual hash shrinks photos to
 _BLOCK = 4096  # photos given to the threads at once: a future for each of millions would fill the memory
 _NO_BOX = pl.lit(None, dtype=pl.Float64)
+_REJECTED = ["path", "reason", "split", pl.col("image_id").alias("candidate_id")]
 
 
 class Inspection(NamedTuple):
@@ -79,7 +80,7 @@ def build_manifest(
     Args:
         candidates: from :func:`fieldmark.readers.candidates.to_candidates`.
         classes: columns class_id and name.
-        refused: columns path and reason, of files that the reader refused; they count as rejected.
+        refused: columns path and reason, of files that the reader refused; they count as rejected, of no known split.
         root: the data folder.
         max_rejected_share: above this share of unusable photos the data set as a whole is taken for broken.
         leaks: what to do with labeled and unlabeled photos that are also in val or test: ``report`` logs them,
@@ -91,7 +92,7 @@ def build_manifest(
         DataError: if more than ``max_rejected_share`` are unusable, or a class has no usable labeled photo left.
     """
     checked, broken = _inspect_all(candidates, root, workers)
-    rejected = pl.concat([refused, broken])
+    rejected = pl.concat([refused, broken], how="diagonal")
     _check_share(rejected, candidates.height + refused.height, max_rejected_share)
     photos = _fit_boxes(checked)
     leaked = find_leaks(photos, near_bits).filter(leaks == "drop_near" or pl.col("exact"))
@@ -100,13 +101,16 @@ def build_manifest(
         labeled = photos.filter(pl.col("split") == "labeled").join(leaked, on="image_id", how="semi").height
         if labeled:
             why = f" ({labeled} were dropped as copies of photos of val or test, because data.leaks is {leaks})"
+        dropped = photos.join(leaked.select("image_id", "reason"), on="image_id")
         photos = photos.join(leaked, on="image_id", how="anti")
-        rejected = pl.concat([rejected, leaked.select("path", "reason")])
+        rejected = pl.concat([rejected, dropped.select(_REJECTED)])
     check_labeled(photos, classes, str(root), why)
     return Manifest(photos.sort("image_id"), rejected.sort("path", "reason"))
 
 
 def _inspect_all(candidates: pl.DataFrame, root: Path, workers: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The usable candidates with what decoding told, and the others as rows of a "rejected" table."""
+
     def outcome(path: str) -> Inspection | PhotoError:
         try:
             return inspect_photo(path, root)
@@ -121,18 +125,15 @@ def _inspect_all(candidates: pl.DataFrame, root: Path, workers: int) -> tuple[pl
             for result in pool.map(outcome, paths[start : start + _BLOCK]):
                 outcomes.append(result)
                 progress.add(1)
-    usable = [isinstance(result, Inspection) for result in outcomes]
+    usable = pl.Series([isinstance(result, Inspection) for result in outcomes], dtype=pl.Boolean)
     measured = pl.DataFrame(
         [result for result in outcomes if isinstance(result, Inspection)],
         schema={"width": pl.Int32, "height": pl.Int32, "sha256": pl.String, "phash": pl.UInt64},
         orient="row",
     )
-    broken = pl.DataFrame(
-        [(result.path, result.reason) for result in outcomes if isinstance(result, PhotoError)],
-        schema={"path": pl.String, "reason": pl.String},
-        orient="row",
-    )
-    return pl.concat([candidates.filter(pl.Series(usable, dtype=pl.Boolean)), measured], how="horizontal"), broken
+    reasons = [result.reason for result in outcomes if isinstance(result, PhotoError)]
+    broken = candidates.filter(~usable).with_columns(pl.Series("reason", reasons, dtype=pl.String))
+    return pl.concat([candidates.filter(usable), measured], how="horizontal"), broken.select(_REJECTED)
 
 
 def _check_share(rejected: pl.DataFrame, total: int, max_rejected_share: float) -> None:

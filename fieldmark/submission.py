@@ -54,63 +54,43 @@ def photos_to_submit(predictions: TopLists, manifest: pl.DataFrame, classes: pl.
     return [Photo(image_id, path, [names[c] for c in ids], values) for image_id, path, ids, values in rows]
 
 
-def unreadable_test_photos(
-    rejected: pl.DataFrame, manifest: pl.DataFrame, classes: pl.DataFrame, needs_id: bool
-) -> list[Photo]:
+def unreadable_test_photos(rejected: pl.DataFrame, manifest: pl.DataFrame, classes: pl.DataFrame) -> list[Photo]:
     """Test photos that could not be read, with the most frequent labeled classes and their shares.
 
-    The table of rejected photos knows paths only, so a photo counts as a test photo if its folder holds readable
-    test photos and no others. Its image id follows from its path as those of its neighbours do, if they do.
+    Files that their source refused before it knew their split are not among them; those that may be test photos are
+    logged as a warning.
 
     Args:
-        rejected: paths of photos that could not be read.
+        rejected: the table of photos that could not be read.
         manifest: the others.
         classes: the table of classes.
-        needs_id: whether a photo is of use only with its image id.
-
-    Returns:
-        the photos whose place in a submission can be told; the others are logged as a warning.
     """
-    test = manifest.filter(pl.col("split") == "test")
-    by_folder = {folder[0]: rows for folder, rows in test.group_by(_FOLDER)}
-    mixed = set(manifest.filter(pl.col("split") != "test").select(_FOLDER).to_series())
     ranked = classes.sort(["labeled_count", "class_id"], descending=[True, False])
     total = max(1, int(ranked["labeled_count"].sum()))
     names, shares = ranked["name"].to_list(), [count / total for count in ranked["labeled_count"]]
-    found, untold = [], []
-    for folder, path in rejected.select(_FOLDER, "path").unique(maintain_order=True).iter_rows():
-        if folder not in by_folder:
-            continue
-        image_id = _image_id_like(by_folder[folder], path) if needs_id else ""
-        if folder in mixed or image_id is None:
-            untold.append(path)
-        else:
-            found.append(Photo(image_id, path, names, shares))
+    test = rejected.filter(pl.col("split") == "test").select("candidate_id", "path")
+    found = [Photo(image_id, path, names, shares) for image_id, path in test.iter_rows()]
     if found:
         log.warning("%d test photos could not be read; they are listed with the most frequent classes", len(found))
-    if untold:
-        log.warning(
-            "%d photos that could not be read may be test photos, but their split or image id is not known, so they "
-            "are not listed; a competition may refuse the file. The first is %s: replace it and run again",
-            len(untold),
-            untold[0],
-        )
+    _warn_of_unknown_splits(rejected, manifest)
     return found
 
 
-def _image_id_like(neighbours: pl.DataFrame, path: str) -> str | None:
-    """The image id of ``path`` if its neighbours' ids are all the same ending of theirs, with or without suffix."""
-    for cut in (str, _without_suffix):
-        pairs = [(cut(of), image_id) for image_id, of in neighbours.select("image_id", "path").iter_rows()]
-        starts = {of[: len(of) - len(image_id)] if of.endswith(image_id) else None for of, image_id in pairs}
-        start = starts.pop()
-        if start is not None and not starts:
-            return cut(path)[len(start) :]
-    return None
-
-
-def _without_suffix(path: str) -> str:
-    return str(PurePosixPath(path).with_suffix(""))
+def _warn_of_unknown_splits(rejected: pl.DataFrame, manifest: pl.DataFrame) -> None:
+    """Name a rejected file of unknown split, unless all such files lie among photos of other splits than test."""
+    known = pl.concat([photos.select(_FOLDER, "split") for photos in (manifest, rejected)]).drop_nulls("split")
+    harmless = known.join(known.filter(pl.col("split") == "test"), on="folder", how="anti")
+    unknown = rejected.filter(pl.col("split").is_null()).with_columns(_FOLDER)
+    untold = unknown.join(harmless, on="folder", how="anti").sort("path")
+    if not untold.is_empty():
+        log.warning(
+            "%d files that could not be read may be test photos, but their split is not known, so they are not listed; "
+            "a competition may refuse the file. The first is %s (%s): replace or remove it, and run again with "
+            "--forcerun ingest_photos",
+            untold.height,
+            untold["path"][0],
+            untold["reason"][0],
+        )
 
 
 def with_source_ids(photos: Sequence[Photo], annotations: str | Path) -> list[Photo]:

@@ -122,6 +122,7 @@ class Fake:
         write_table(pl.DataFrame(classes, schema_overrides=strings), "classes", results / "data/classes.parquet")
         reasons = [("x/<i>.jpg", "truncated"), ("y.jpg", "zero bytes"), ("z.jpg", "truncated")]
         rejected = pl.DataFrame(reasons, schema=["path", "reason"], orient="row")
+        rejected = rejected.with_columns(split=pl.lit("test"), candidate_id="path")
         write_table(rejected, "rejected", results / "data/rejected.parquet")
 
     def _write_round(self, folder: Path, number: int, draws: np.random.Generator) -> list[Score]:

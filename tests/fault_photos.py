@@ -138,7 +138,7 @@ def photo_outcomes(folder: Path) -> list[tuple[PhotoCase, str]]:
     """
     root, paths = folder / "data", ingest_share(folder, 1.0)
     used = {row["path"]: row for row in read_table("manifest", paths["manifest"]).iter_rows(named=True)}
-    rejected = dict(read_table("rejected", paths["rejected"]).iter_rows())
+    rejected = dict(read_table("rejected", paths["rejected"]).select("path", "reason").iter_rows())
     outcomes = []
     for case in PHOTOS:
         path = f"{root}/unlabeled/{os.fsencode(case.name).decode('utf-8', 'backslashreplace')}"

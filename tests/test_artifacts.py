@@ -168,6 +168,13 @@ def test_a_table_of_another_kind_version_or_maker_is_refused(tmp_path: Path) -> 
         read_table("shard", path)
 
 
+def test_rejected_photos_of_before_their_splits_were_kept_are_told_from_those_of_today(tmp_path: Path) -> None:
+    path = stored(example("rejected").select(["path", "reason"]), tmp_path / "t.parquet", "rejected")
+    message = r"t\.parquet: expected the columns .* path, reason, split, candidate_id; found path, reason$"
+    with pytest.raises(ArtifactError, match=message):
+        read_table("rejected", path)
+
+
 def test_a_missing_table_or_an_empty_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"none\.parquet: expected a 'shard' table, but there is no such file"):
         read_table("shard", tmp_path / "none.parquet")

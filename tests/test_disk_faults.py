@@ -53,7 +53,8 @@ def write_rows(target: Path) -> None:
     ids = [f"{number:06d}" for number in range(20_000)]
     digits = np.random.default_rng(0).bytes(20 * len(ids)).hex()
     hashes = [digits[40 * number : 40 * number + 40] for number in range(len(ids))]
-    write_table(pl.DataFrame({"path": ids, "reason": hashes}), "rejected", target)
+    rows = pl.DataFrame({"path": ids, "reason": hashes, "split": "test", "candidate_id": ids})
+    write_table(rows, "rejected", target)
 
 
 def write_text(target: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from fieldmark.artifacts import ArtifactError, read_table, write_table
+from fieldmark.artifacts import SCHEMAS, ArtifactError, read_table, write_table
 from fieldmark.predictions import lists_to_table, read_lists
 from fieldmark.truth import read_truth
 
@@ -138,8 +138,8 @@ def workspace(tmp_path):
     rows += [(f"u{i:03}", f"/d/u/u{i:03}.jpg", "unlabeled", None) for i in range(50)]
     write_table(manifest_of(rows), "manifest", tmp_path / "manifest.parquet")
     write_table(classes_of(["10", "11", "12", "13"]), "classes", tmp_path / "classes.parquet")
-    write_table(pl.DataFrame({"path": [], "reason": []}, schema=dict.fromkeys(("path", "reason"), pl.String)),
-                "rejected", tmp_path / "rejected.parquet")  # fmt: skip
+    nothing = pl.DataFrame(schema=dict.fromkeys(SCHEMAS["rejected"].names, pl.String))
+    write_table(nothing, "rejected", tmp_path / "rejected.parquet")
     asked = sorted(row[0] for row in rows if row[2] != "unlabeled")
     labels = np.array([int(image_id[1:]) % 4 for image_id in asked])
     paths = []

@@ -95,11 +95,11 @@ def test_bad_photos_are_listed(root: Path) -> None:
     manifest, _, rejected = ingest(root, share=0.5)
     assert manifest.height == 11
     assert rejected.rows() == [
-        (f"{root}/test/away.png", "a link that leaves the data folder"),
-        (f"{root}/test/gone.jpg", "no such file"),
-        (f"{root}/test/loop", "a loop of links"),
-        (f"{root}/unlabeled/empty.jpg", "zero bytes"),
-        (f"{root}/unlabeled/text.jpg", "not an image"),
+        (f"{root}/test/away.png", "a link that leaves the data folder", "test", "test/away"),
+        (f"{root}/test/gone.jpg", "no such file", "test", "test/gone"),
+        (f"{root}/test/loop", "a loop of links", None, None),
+        (f"{root}/unlabeled/empty.jpg", "zero bytes", "unlabeled", "unlabeled/empty"),
+        (f"{root}/unlabeled/text.jpg", "not an image", "unlabeled", "unlabeled/text"),
     ]
     with pytest.raises(DataError, match=r"5 of 16 photos cannot be used: .*1 × zero bytes.*max_rejected_share, 0\.3"):
         ingest(root, share=0.3)
@@ -127,12 +127,17 @@ def test_leaks(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert manifest.height == 12 and "unlabeled/near" in manifest["image_id"]
     assert classes["labeled_count"].to_list() == [2, 2]
     assert rejected.rows() == [
-        (f"{root}/labeled/ant/copy.png", f"the same bytes as {root}/test/10.png in test"),
-        (f"{root}/unlabeled/copy.png", f"the same bytes as {root}/val/bee/6.png in val"),
+        (
+            f"{root}/labeled/ant/copy.png",
+            f"the same bytes as {root}/test/10.png in test",
+            "labeled",
+            "labeled/ant/copy",
+        ),
+        (f"{root}/unlabeled/copy.png", f"the same bytes as {root}/val/bee/6.png in val", "unlabeled", "unlabeled/copy"),
     ]
     manifest, _, rejected = ingest(root, leaks="drop_near")
     assert manifest.height == 11 and rejected.height == 3
-    assert (f"{root}/unlabeled/near.bmp", reason) in rejected.rows()
+    assert (f"{root}/unlabeled/near.bmp", reason, "unlabeled", "unlabeled/near") in rejected.rows()
 
 
 def test_a_class_whose_photos_were_all_dropped_as_leaks_is_told_so(root: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
-from fieldmark.artifacts import ArtifactError, write_table
+from fieldmark.artifacts import SPLITS, ArtifactError, read_table, write_table
 from fieldmark.predictions import to_table
 from fieldmark.submission import Photo, submission_rows, unreadable_test_photos, write_csv
 
@@ -48,7 +49,14 @@ def classes_of(names):
     )
 
 
+def rejected_of(rows):
+    """The table of photos that cannot be used: path, split and the id that each would have had."""
+    table = pl.DataFrame(rows, schema=dict.fromkeys(("path", "split", "candidate_id"), pl.String), orient="row")
+    return table.with_columns(reason=pl.lit("torn"))
+
+
 ROWS = [(f"test/{i}", f"/d/test/{i}.jpg", "test") for i in (3, 1, 2)] + [("val/1", "/d/val/1.jpg", "val")]
+TORN = ("/d/test/20.jpg", "test", "test/20")
 DENSE = np.random.default_rng(1).dirichlet(np.ones(7), size=4).astype(np.float32)
 
 
@@ -59,8 +67,7 @@ def run(tmp_path):
     def write(layout, top_k=5, names=None, k=6, rejected=(), ids=None, annotations=None):
         names = names or [str(100 + i) for i in range(7)]
         write_table(classes_of(names), "classes", tmp_path / "classes.parquet")
-        refused = pl.DataFrame({"path": list(rejected)}, schema={"path": pl.String}).with_columns(reason=pl.lit("torn"))
-        write_table(refused, "rejected", tmp_path / "rejected.parquet")
+        write_table(rejected_of(list(rejected)), "rejected", tmp_path / "rejected.parquet")
         ids = ids or [row[0] for row in ROWS]
         write_table(to_table(ids, DENSE[: len(ids)], k), "predictions", tmp_path / "predictions.parquet")
         load_script("write_submission").write_submission(
@@ -104,7 +111,7 @@ def test_inat_shows_the_image_ids_of_the_organisers_json(run, tmp_path, folder):
         (tmp_path / "test.json").write_text(json.dumps({"images": images}))
         return str(tmp_path / "test.json")
 
-    rows = run("inat", annotations=annotate(1, 2, 3, 20), rejected=["/d/test/20.jpg"])
+    rows = run("inat", annotations=annotate(1, 2, 3, 20), rejected=[TORN])
     assert [row[0] for row in rows[1:]] == ["7001", "7002", "7003", "7020"]
     assert [row[1].split() for row in rows[1:4]] == [best(1, 5), best(2, 5), best(0, 5)]
     with pytest.raises(ArtifactError, match=r"/d/test/3\.jpg is not among the images"):
@@ -130,33 +137,124 @@ def test_a_test_photo_without_prediction_is_an_error(run):
 
 def test_unreadable_test_photos_are_listed_with_the_most_frequent_classes(run, caplog):
     with caplog.at_level(logging.WARNING):
-        rows = run("semi_inat", rejected=["/d/test/20.jpg", "/d/u_train/7.jpg"])
+        rows = run("semi_inat", rejected=[TORN, ("/d/test/7.jpg", "unlabeled", "test/7")])
     assert [row[0] for row in rows[1:]] == ["1.jpg", "2.jpg", "20.jpg", "3.jpg"]
     assert rows[3][1].split() == ["101", "102", "104", "100", "105"]
-    assert "1 test photos could not be read" in caplog.text
-
-
-def test_an_unreadable_photo_gets_the_image_id_that_its_path_implies():
-    classes, rejected = classes_of(["a", "b"]), pl.DataFrame({"path": ["/d/test/20.jpg"]})
-    for make_id in (lambda p: p.stem, lambda p: p.name, str, lambda p: str(p.with_suffix("")), lambda p: str(p)[3:]):
-        photos = manifest_of([(make_id(Path(f"/d/test/{i}.jpg")), f"/d/test/{i}.jpg", "test") for i in (1, 2)])
-        found = unreadable_test_photos(rejected, photos, classes, True)
-        assert [photo.image_id for photo in found] == [make_id(Path("/d/test/20.jpg"))]
-        assert list(found[0].probabilities) == [0.75, 0.25]
+    assert "1 test photos could not be read" in caplog.text and "may be test photos" not in caplog.text
+    assert [row[0] for row in run("inat", rejected=[TORN])[1:]] == ["test/1", "test/2", "test/20", "test/3"]
+    assert run("simple", rejected=[TORN])[3] == ["test/20", "101", "0.290323"]
 
 
 @pytest.mark.parametrize(
-    "rows",
+    ("path", "warned"),
     [
-        [("77", "/d/test/1.jpg", "test")],  # an image id that its path does not imply
-        [("1", "/d/test/1.jpg", "test"), ("2", "/d/test/2.jpg", "unlabeled")],  # a folder of several splits
+        ("/d/test/20.heic", True),  # among test photos
+        ("/d/both/20.heic", True),  # in a folder of several splits
+        ("/d/test/new/20.heic", True),  # the only photo of its folder
+        ("/d/train/20.heic", False),  # among training photos
+        ("/d/torn/20.heic", False),  # among training photos that could not be read either
     ],
 )
-def test_an_unreadable_photo_whose_place_is_unknown_is_warned_about(rows, caplog):
+def test_a_file_of_unknown_split_is_warned_about_where_it_may_be_a_test_photo(path, warned, caplog):
+    rows = [("1", "/d/test/1.jpg", "test"), ("2", "/d/both/2.jpg", "test"), ("3", "/d/both/3.jpg", "unlabeled")]
+    photos = manifest_of([*rows, ("4", "/d/train/4.jpg", "labeled")])
+    rejected = rejected_of([(path, None, None), ("/d/torn/5.jpg", "unlabeled", "5")])
     with caplog.at_level(logging.WARNING):
-        rejected = pl.DataFrame({"path": ["/d/test/20.jpg"]})
-        assert unreadable_test_photos(rejected, manifest_of(rows), classes_of(["a"]), True) == []
-    assert "/d/test/20.jpg" in caplog.text
+        assert unreadable_test_photos(rejected, photos, classes_of(["a"])) == []
+    assert ("1 files that could not be read may be test photos" in caplog.text) == warned
+    assert (f"The first is {path} (torn): replace or remove it" in caplog.text) == warned
+
+
+def draw_photos(root, names, torn, copies):
+    for number, name in enumerate(names):
+        path = root / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((40, 30), Image.Resampling.BICUBIC).save(path)
+        if name in torn:
+            path.write_bytes(path.read_bytes()[:-100])
+    for name, original in copies.items():
+        (root / f"{name}.png").write_bytes((root / f"{original}.png").read_bytes())
+
+
+def describe_photos(root, splits, labels, source):
+    """Write a table or COCO-like JSON files; the key data.annotations that names them."""
+    if source == "table":
+        lines = [f"{name}.png,{split},{labels.get(name, '')}" for name, split in splits.items()]
+        (root / "photos.csv").write_text("\n".join(["path,split,label", *lines]))
+        return "photos.csv"
+    for split in SPLITS:
+        names = [name for name, of in splits.items() if of == split]
+        document = {
+            "images": [{"id": f"id-{name}", "file_name": f"{name}.png"} for name in names],
+            "annotations": [{"image_id": f"id-{n}", "category_id": labels[n]} for n in names if n in labels],
+            "categories": [{"id": label} for label in sorted(set(labels.values()))],
+        }
+        (root / f"{split}.json").write_text(json.dumps(document))
+    return {split: f"{split}.json" for split in SPLITS}
+
+
+@pytest.fixture
+def finish(tmp_path):
+    """A function that ingests photos of five classes in one folder and lists the Ids of a made-up submission."""
+    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("manifest", "classes", "rejected")}
+    target, root = tmp_path / "predictions.parquet", tmp_path / "data"
+
+    def run(others, torn, layout, source="table", copies=None):
+        labels = {f"l{label}": label for label in range(10, 15)} | {"l10a": 10, "v": 10}
+        splits = dict.fromkeys(labels, "labeled") | {"v": "val", "u": "unlabeled", "t": "test"} | others
+        draw_photos(root, splits, torn, copies or {})
+        settings = {"coarse_taxa": [], "max_rejected_share": 0.5, "leaks": "drop", "near_duplicate_bits": 0}
+        settings["annotations"] = describe_photos(root, splits, labels, source)
+        load_script("ingest_photos").ingest_photos(format=source, root=str(root), **settings, **paths, workers=1)
+        asked = read_table("manifest", paths["manifest"]).filter(pl.col("split").is_in(["val", "test"]))["image_id"]
+        write_table(to_table(asked.to_list(), np.full((len(asked), 5), 0.2, np.float32), 5), "predictions", target)
+        load_script("write_submission").write_submission(
+            predictions=str(target),
+            **paths,
+            target=str(tmp_path / "out.csv"),
+            layout=layout,
+            top_k=5,
+            annotations=str(root / "test.json") if source == "coco" else None,
+        )
+        with (tmp_path / "out.csv").open(newline="") as file:
+            return [row[0] for row in csv.reader(file)][1:]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("layout", "source", "ids"),
+    [
+        ("semi_inat", "table", ["t.png", "t2.png"]),
+        ("semi_inat", "coco", ["t.png", "t2.png"]),
+        ("inat", "table", ["t", "t2"]),
+        ("inat", "coco", ["id-t", "id-t2"]),
+        ("simple", "table", ["t", "t2"]),
+    ],
+)
+def test_an_unreadable_test_photo_is_listed_from_a_folder_of_several_splits(finish, caplog, layout, source, ids):
+    with caplog.at_level(logging.WARNING):
+        assert finish({"t2": "test"}, ["t2"], layout, source) == ids
+    assert "1 test photos could not be read" in caplog.text and "may be test photos" not in caplog.text
+
+
+@pytest.mark.parametrize(("layout", "ids"), [("semi_inat", ["1.png", "t.png"]), ("simple", ["t", "test/new/1"])])
+def test_an_unreadable_test_photo_is_listed_though_it_is_the_only_one_of_its_folder(finish, layout, ids):
+    assert finish({"test/new/1": "test"}, ["test/new/1"], layout) == ids
+
+
+def test_all_test_photos_may_be_unreadable(finish):
+    assert finish({"t2": "test"}, ["t", "t2"], "simple") == ["t", "t2"]
+
+
+def test_a_training_photo_that_is_not_used_is_not_taken_for_a_test_photo(finish, tmp_path, caplog):
+    others = {"u2": "unlabeled", "copy": "unlabeled"}
+    with caplog.at_level(logging.WARNING):
+        assert finish(others, ["u2", "l10a"], "semi_inat", copies={"copy": "t"}) == ["t.png"]
+    assert "photos cannot be used" in caplog.text and "test photos" not in caplog.text
+    rejected = read_table("rejected", tmp_path / "rejected.parquet")
+    assert rejected["candidate_id"].to_list() == ["copy", "l10a", "u2"]
 
 
 def test_equal_ids_and_unknown_layouts_are_refused():

@@ -38,8 +38,7 @@ def write_submission(
     """
     photos, known = read_table("manifest", manifest), read_table("classes", classes)
     listed = photos_to_submit(read_lists(predictions, known.height), photos, known)
-    needs_id = layout == "simple" or (layout == "inat" and annotations is None)
-    listed += unreadable_test_photos(read_table("rejected", rejected), photos, known, needs_id)
+    listed += unreadable_test_photos(read_table("rejected", rejected), photos, known)
     if layout == "inat" and annotations is not None:
         listed = with_source_ids(listed, annotations)
     header, rows = submission_rows(listed, layout, top_k)
