@@ -1,5 +1,6 @@
 """Readers of the Semi-iNat, COCO and folder layouts."""
 
+import errno
 import json
 import os
 import unicodedata
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from fieldmark.readers import read_listing
 from fieldmark.readers.candidates import to_candidates
 from fieldmark.readers.coco import read_coco
-from fieldmark.readers.files import list_photos, load_json
+from fieldmark.readers.files import list_photos, load_json, subfolders
 from fieldmark.readers.folder import read_folder
 from fieldmark.readers.listing import DataError
 from fieldmark.readers.semi_inat import read_semi_inat
@@ -246,6 +247,7 @@ def test_list_photos_odd_entries(tmp_path: Path) -> None:
     (root / "a/phone.HEIC").write_bytes(b"\0\0\0 ftypheic")
     (root / "a/loop").symlink_to(root / "a")
     (root / "a/self.jpg").symlink_to(root / "a/self.jpg")
+    (root / "a/self").symlink_to(root / "a/self")
     (root / "a/away").symlink_to(outside)
     (root / "a/near").symlink_to(root / "b")
     touch(root, "b/2.jpg")
@@ -260,3 +262,36 @@ def test_list_photos_odd_entries(tmp_path: Path) -> None:
         ("a/phone.HEIC", "HEIC is not read; convert it to JPEG"),
     ]
     assert list_photos(root, root / "absent") == ([], [])
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders to be listed no more."""
+    folders: list[Path] = []
+    scan = os.scandir
+
+    def refuse(folder: str | Path):  # type: ignore[no-untyped-def]
+        # As the system says it of a folder without permissions, which do not bind root.
+        if Path(folder) in folders:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return folders
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_and_the_others_are_read(tmp_path: Path, closed: list[Path]) -> None:
+    touch(tmp_path, "labeled/bee/1.jpg", "labeled/owl/2.jpg", "unlabeled/lost+found/x.jpg", "unlabeled/b/3.jpg")
+    closed.append(tmp_path / "unlabeled/lost+found")
+    listing = read_folder(tmp_path)
+    assert listing.photos["file"].to_list() == ["labeled/bee/1.jpg", "labeled/owl/2.jpg", "unlabeled/b/3.jpg"]
+    assert listing.refused.rows() == [("unlabeled/lost+found", "a folder that cannot be listed: Permission denied")]
+
+
+def test_where_a_search_begins_the_folder_must_be_listed(tmp_path: Path, closed: list[Path]) -> None:
+    touch(tmp_path, "labeled/bee/1.jpg")
+    closed.append(tmp_path / "labeled")
+    for search in (lambda: list_photos(tmp_path, tmp_path / "labeled"), lambda: subfolders(tmp_path / "labeled")):
+        with pytest.raises(DataError, match=r"labeled: cannot list this folder \(Permission denied\); give yourself"):
+            search()
+    assert subfolders(tmp_path / "absent") == []

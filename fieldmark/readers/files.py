@@ -72,14 +72,12 @@ def subfolders(folder: Path) -> list[str]:
     """Names of the visible folders in ``folder``, sorted; empty if there is no such folder.
 
     Raises:
-        DataError: if a name is not UTF-8, since it could not be the name of a class.
+        DataError: if the folder cannot be listed, or a name is not UTF-8, since it could not be the name of a class.
     """
-    if not folder.is_dir():
-        return []
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    names = [entry.name for entry in _top(folder) if _is_folder(entry) and not entry.name.startswith(".")]
     for name in names:
-        if not _is_utf8(name):
-            raise DataError(f"{folder}: the folder {_shown(name)} is not named in UTF-8; rename it")
+        if not is_utf8(name):
+            raise DataError(f"{folder}: the folder {shown(name)} is not named in UTF-8; rename it")
     return names
 
 
@@ -91,28 +89,40 @@ def list_photos(root: Path, folder: Path) -> tuple[list[str], list[tuple[str, st
         folder: where to look, inside ``root``; it may be absent.
 
     Returns:
-        Paths relative to ``root`` with forward slashes, sorted; and (path, reason) of what cannot be a candidate.
+        Paths relative to ``root`` with forward slashes, sorted; and (path, reason) of what cannot be a candidate, be it
+        a file or a folder.
+
+    Raises:
+        DataError: if ``folder`` itself cannot be listed; one below it is refused.
     """
     found: list[str] = []
     refused: list[tuple[str, str]] = []
     ignored: list[str] = []
     home = os.path.realpath(root)
 
-    def visit(here: Path, above: frozenset[str]) -> None:
-        for entry in sorted(os.scandir(here), key=lambda entry: entry.name):
+    def enter(entry: os.DirEntry[str], name: str, above: frozenset[str]) -> None:
+        real = os.path.realpath(entry.path)
+        if real in above:
+            refused.append((name, "a loop of links"))
+        elif os.path.commonpath([real, home]) != home:
+            refused.append((name, "a link that leaves the data folder"))
+        else:
+            try:
+                entries = _entries(entry.path)
+            except OSError as error:
+                refused.append((name, f"a folder that cannot be listed: {error.strerror}"))
+            else:
+                visit(entries, above | {real})
+
+    def visit(entries: list[os.DirEntry[str]], above: frozenset[str]) -> None:
+        for entry in entries:
             name = Path(entry.path).relative_to(root).as_posix()
             if entry.name.startswith("."):
                 continue
-            if not _is_utf8(name):
-                refused.append((_shown(name), "its name is not UTF-8"))
+            if not is_utf8(name):
+                refused.append((shown(name), "its name is not UTF-8"))
             elif _is_folder(entry):
-                real = os.path.realpath(entry.path)
-                if real in above:
-                    refused.append((name, "a loop of links"))
-                elif os.path.commonpath([real, home]) != home:
-                    refused.append((name, "a link that leaves the data folder"))
-                else:
-                    visit(Path(entry.path), above | {real})
+                enter(entry, name, above)
             elif Path(name).suffix.lower() in PHOTO_SUFFIXES or _looks_like_photo(entry):
                 found.append(name)
             elif Path(name).suffix.lower() in UNREAD_SUFFIXES:
@@ -120,11 +130,37 @@ def list_photos(root: Path, folder: Path) -> tuple[list[str], list[tuple[str, st
             else:
                 ignored.append(name)
 
-    if folder.is_dir():
-        visit(folder, frozenset({os.path.realpath(folder)}))
+    visit(_top(folder), frozenset({os.path.realpath(folder)}))
     if ignored:
         logger.info("%s: %d other files are not photos, such as %s", folder, len(ignored), ignored[0])
     return sorted(found), refused
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name from the file system is text."""
+    # The file system's undecodable bytes arrive as lone surrogates, which no UTF-8 table can hold.
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def shown(name: str) -> str:
+    """A name from the file system for a message: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _top(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in the folder where a search begins; nothing if there is no such folder."""
+    try:
+        return _entries(folder) if folder.is_dir() else []
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot list this folder ({error.strerror}); give yourself permission to read and enter it, or "
+            "leave it out"
+        ) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -135,21 +171,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _looks_like_photo(entry: os.DirEntry[str]) -> bool:
-    if not entry.is_file():
-        return False
     try:
+        if not entry.is_file():
+            return False
         with Path(entry.path).open("rb") as file:
             head = file.read(16)
     except OSError as error:
         logger.warning("%s: cannot be read (%s)", entry.path, error.strerror)
         return False
     return head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-
-
-def _is_utf8(name: str) -> bool:
-    # The file system's undecodable bytes arrive as lone surrogates, which no UTF-8 table can hold.
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
-def _shown(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

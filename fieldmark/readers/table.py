@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,7 @@ from fieldmark.readers.places import clean_places
 
 logger = logging.getLogger(__name__)
 
+_PLACE, _DATE = ("latitude", "longitude"), ("date",)
 _NAMES = {"file": "path"} | {name: name for name in PHOTO_COLUMNS if name != "file"}
 
 
@@ -31,16 +33,8 @@ def read_table_source(root: Path, annotations: str, with_splits: bool = True) ->
     required = ["path", "split", "label"] if with_splits else ["path", "label"]
     missing = [name for name in required if name not in table.columns]
     if missing:
-        found = ", ".join(map(repr, table.columns[:8])) + (", …" if len(table.columns) > 8 else "")
-        hint = ""
-        if len(table.columns) == 1 and ";" in table.columns[0]:
-            hint = ". Its columns seem to be separated by semicolons: save it with commas"
-        elif {name.strip().lower() for name in table.columns} >= set(required):
-            hint = ". Names must be written exactly so, in small letters"
-        raise DataError(f"{source}: expected the columns {', '.join(required)}, found {found}{hint}")
-    ignored = [name for name in table.columns if name not in _NAMES.values()]
-    if ignored:
-        logger.warning("%s: columns of no known meaning are not used: %s", source, ", ".join(ignored))
+        raise DataError(f"{source}: expected the columns {', '.join(required)}, found {_found(table, required)}")
+    _warn_of_ignored(table, source)
     photos = _listed(table)
     _check_rows(photos, source, with_splits)
     classes = _classes(photos if not with_splits else photos.filter(pl.col("split") == "labeled"), source)
@@ -57,11 +51,18 @@ def read_places(source: Path) -> pl.DataFrame:
         Columns file (absolute, links resolved), latitude, longitude, location_uncertainty and date, cleaned.
 
     Raises:
-        DataError: if the table cannot be read, has no column path, a row has no path, or a photo has two rows.
+        DataError: if the table cannot be read, has no column path, tells neither places nor dates, a row has no path,
+            or a photo has two rows.
     """
     table = _load(source, "places", "")
     if "path" not in table.columns:
-        raise DataError(f"{source}: expected a column path, found {', '.join(map(repr, table.columns[:8]))}")
+        raise DataError(f"{source}: expected a column path, found {_found(table, ['path'])}")
+    if not any(set(names) <= set(table.columns) for names in (_PLACE, _DATE)):
+        raise DataError(
+            f"{source}: expected the columns {' and '.join(_PLACE)}, or {_DATE[0]}, or all three, found "
+            f"{_found(table, _PLACE, _DATE)}"
+        )
+    _warn_of_ignored(table, source)
     photos = _listed(table)
     _check_rows(photos, source, with_splits=False)
     files = pl.Series("file", [os.path.realpath(source.parent / name) for name in photos["file"]], dtype=pl.String)
@@ -70,6 +71,23 @@ def read_places(source: Path) -> pl.DataFrame:
         raise DataError(f"{source}: {twice[0]} has several rows; expected one")
     told = ["latitude", "longitude", "location_uncertainty", "date"]
     return clean_places(photos, str(source)).with_columns(files).select("file", *told)
+
+
+def _found(table: pl.DataFrame, *expected: Sequence[str]) -> str:
+    """The columns of a table and, where it is plain, why none of the expected groups is among them."""
+    found = ", ".join(map(repr, table.columns[:8])) + (", …" if len(table.columns) > 8 else "")
+    if len(table.columns) == 1 and ";" in table.columns[0]:
+        return f"{found}. Its columns seem to be separated by semicolons: save it with commas"
+    plain = {name.strip().lower() for name in table.columns}
+    if any(plain >= set(names) for names in expected):
+        return f"{found}. Names must be written exactly so, in small letters"
+    return found
+
+
+def _warn_of_ignored(table: pl.DataFrame, source: Path) -> None:
+    ignored = [name for name in table.columns if name not in _NAMES.values()]
+    if ignored:
+        logger.warning("%s: columns of no known meaning are not used: %s", source, ", ".join(ignored))
 
 
 def _listed(table: pl.DataFrame) -> pl.DataFrame:
