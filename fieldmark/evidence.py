@@ -62,8 +62,17 @@ def class_positions(labels: Integers, class_ids: Integers, where: str) -> Intege
     return np.where(labels == NO_CLASS, -1, position)
 
 
-def dense_probabilities(scores: pl.DataFrame, class_ids: Integers, where: str) -> Floats:
+def dense_probabilities(
+    scores: pl.DataFrame, class_ids: Integers, where: str, mean: Floats | None = None, guides: int = 1
+) -> Floats:
     """Spread the top-k lists of ``guide_scores`` over all c classes: (n, c), zero outside the lists.
+
+    Args:
+        scores: n rows.
+        class_ids: (c,) ids of the classes, ascending.
+        where: what messages call the scores.
+        mean: (n, c) table to which they are added, each divided by ``guides``; None: a new one.
+        guides: how many are added up to the mean.
 
     Raises:
         EvidenceError: if a class is not in ``class_ids`` (ascending), or a row's probabilities exceed 1 together with
@@ -80,9 +89,10 @@ def dense_probabilities(scores: pl.DataFrame, class_ids: Integers, where: str) -
             f"{total[worst]:.3f}; expected at most 1: the alternatives to a class are the other "
             "labeled classes and the foreign ones"
         )
-    dense = np.zeros((scores.height, len(class_ids)), dtype=np.float32)
-    dense[np.arange(scores.height)[:, None], position] = probabilities
-    return dense
+    if mean is None:
+        mean = np.zeros((scores.height, len(class_ids)), dtype=np.float32)
+    mean[np.arange(scores.height)[:, None], position] += probabilities / np.float32(guides)
+    return mean
 
 
 def read_scores(paths: Mapping[str, Sequence[Path]], image_ids: pl.Series, class_ids: Integers) -> GuideScores:
@@ -102,7 +112,7 @@ def read_scores(paths: Mapping[str, Sequence[Path]], image_ids: pl.Series, class
     for guide, shards in paths.items():
         where = f"guide scores of {guide}"
         scores = rows_of(read_table("guide_scores", shards), image_ids, where)
-        probabilities += dense_probabilities(scores, class_ids, where) / np.float32(len(paths))
+        dense_probabilities(scores, class_ids, where, probabilities, len(paths))
         embeddings = embeddings_of(scores, where)
         units.append(unit_rows(embeddings - embeddings.mean(axis=0, dtype=np.float64)))
     return GuideScores(probabilities, combine(units))
@@ -148,19 +158,30 @@ def consistent_classes(photos: pl.DataFrame, classes: pl.DataFrame, taxa: Sequen
 
 
 def propagate_scores(
-    scores: GuideScores, positions: Integers, allowed: Booleans, neighbours: int, share: float
+    scores: GuideScores,
+    positions: Integers,
+    combination: Integers,
+    allowed: Booleans,
+    neighbours: int,
+    share: float,
+    *,
+    in_place: bool = False,
 ) -> GuideScores:
     """Let the guides' probabilities spread to similar photos, see :func:`fieldmark.neighbours.propagate`.
 
     Args:
         scores: of n labeled and unlabeled photos.
         positions: (n,) class of each labeled photo as its position in the class table, -1 for unlabeled ones.
-        allowed: (n, c) whether the photo's coarse taxa allow the class; what guides give to others does not spread.
+        combination: (n,) each photo's combination of coarse taxa.
+        allowed: (combinations, c) whether the combination allows the class; what guides give to others does not spread.
         neighbours: most similar photos that a photo listens to.
         share: what it takes over from them.
+        in_place: overwrite the probabilities of ``scores``, a table that may be too large to be held twice.
     """
     graph = nearest_neighbours(scores.embeddings, neighbours)
-    return replace(scores, probabilities=propagate(scores.probabilities * allowed, positions, graph, share))
+    out = scores.probabilities if in_place else None
+    spread = propagate(scores.probabilities, positions, graph, share, allowed=(combination, allowed), out=out)
+    return replace(scores, probabilities=spread)
 
 
 def neighbour_votes(cosine: Floats, voted: Integers, labeled_counts: Integers) -> Floats:
@@ -245,7 +266,10 @@ def weigh_evidence(
     labeled = np.flatnonzero(labeled_positions >= 0)
     nothing = np.zeros(len(unlabeled), dtype=np.float32)
     never = np.zeros(len(unlabeled), dtype=np.bool_)
-    choice = scores.probabilities[unlabeled].argmax(axis=1)
+    choice = np.empty(len(unlabeled), dtype=np.int64)
+    for start in range(0, len(unlabeled), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        choice[rows] = scores.probabilities[unlabeled[rows]].argmax(axis=1)
     whole = Evidence(choice, never, nothing, nothing.copy(), never.copy(), nothing.copy())
     for number, open_classes in enumerate(allowed):
         guides = labeled[open_classes[labeled_positions[labeled]]]

@@ -2,6 +2,7 @@
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from fieldmark.clustering import Floats, Integers
 
@@ -10,7 +11,7 @@ _EXACT_SEARCH = 100_000
 _CELLS_SEARCHED = 24
 # What a photo takes over from one as far away as this many steps is small (0.8^10 = 0.11), and three gave as much.
 _STEPS = 10
-# Bound the memory of what is spread: 500,000 photos by 10,000 classes are 20 GB, not to be held five times.
+# Bound the memory beside the table itself: 500,000 photos by 10,000 classes are 20 GB, not to be held twice.
 _ROWS_AT_ONCE = 4096
 _CLASSES_AT_ONCE = 64
 
@@ -44,7 +45,15 @@ def nearest_neighbours(points: Floats, neighbours: int) -> Integers:
     return others
 
 
-def propagate(probabilities: Floats, labels: Integers, neighbours: Integers, share: float) -> Floats:
+def propagate(
+    probabilities: Floats,
+    labels: Integers,
+    neighbours: Integers,
+    share: float,
+    *,
+    allowed: tuple[Integers, npt.NDArray[np.bool_]] | None = None,
+    out: Floats | None = None,
+) -> Floats:
     """Let class probabilities spread from photo to photo, so that look-alikes are judged together.
 
     At each step a photo's probabilities become the mean of its neighbours', as far as ``share`` goes, and its own
@@ -57,15 +66,21 @@ def propagate(probabilities: Floats, labels: Integers, neighbours: Integers, sha
         labels: (n,) class of the labeled photos, as positions 0 to c - 1, and -1 for the others.
         neighbours: (n, k) most similar photos of each; -1 for none.
         share: what a photo takes over from its neighbours, between 0 (nothing) and 1 (excluded).
+        allowed: the (n,) number of each photo's group, and (groups, c) whether it allows the class; what photos give
+            to other classes counts as zero. None: every class is allowed.
+        out: (n, c) table that the result goes into, which may be ``probabilities`` itself; None: a new one.
 
     Returns:
         (n, c); rows sum to at most 1, those of labeled photos are certain.
     """
     labeled = np.flatnonzero(labels >= 0)
-    result = np.empty_like(probabilities)
+    result = np.empty_like(probabilities) if out is None else out
     for start in range(0, probabilities.shape[1], _CLASSES_AT_ONCE):
         block = slice(start, start + _CLASSES_AT_ONCE)
         first = probabilities[:, block].copy()
+        if allowed is not None:
+            groups, open_classes = allowed
+            first *= open_classes[:, block][groups]
         first[labeled] = labels[labeled, None] == np.arange(start, start + first.shape[1])
         result[:, block] = _spread(first, labeled, neighbours, share)
     return result

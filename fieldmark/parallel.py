@@ -32,7 +32,7 @@ def open_fabric(hardware: Hardware) -> lightning_fabric.Fabric:
         return hardware.one_device()
     fabric = lightning_fabric.Fabric(
         accelerator=hardware.accelerator,
-        devices=hardware.devices,
+        devices=hardware.fabric_devices,
         num_nodes=hardware.nodes,
         # Buffers (prototypes, statistics of batch norm) stay equal in all processes without being sent at each step.
         strategy=DDPStrategy(timeout=TIMEOUT, forward_sync_buffers=False),

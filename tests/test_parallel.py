@@ -118,9 +118,12 @@ def test_a_run_of_two_processes_is_resumed_by_any_number(
     with pytest.raises(ProcessError, match="process 0 of 2: ValueError: not now"):
         fit(task, "none", plan_on(TWO), weights, history, Validated(tmp_path / "missing"))
     assert (tmp_path / ".stage.checkpoint.pt").is_file() and not weights.exists()
+    capfd.readouterr()
     caplog.set_level("INFO")
     found = trained(task, hardware, tmp_path)
-    assert "resuming all at step 3" in capfd.readouterr().err + caplog.text
+    said = capfd.readouterr().err + caplog.text
+    assert "resuming all at step 3" in said
+    assert said.count(f"computing on {hardware}") == 1
     assert_same(found, together)
     if hardware is TWO:
         assert found[1].equals(together[1])

@@ -1,5 +1,6 @@
 """Pseudo-labels and subclusters on blobs, against naive recomputation."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from fieldmark import evidence as evidence_module
+from fieldmark import neighbours as neighbours_module
 from fieldmark.artifacts import read_table, write_table
-from fieldmark.clustering import paths_by_model, unit_rows
+from fieldmark.clustering import paths_by_model, rows_of, unit_rows
 from fieldmark.evidence import (
     Evidence,
     EvidenceError,
@@ -23,6 +26,7 @@ from fieldmark.evidence import (
     read_scores,
     weigh_evidence,
 )
+from fieldmark.neighbours import nearest_neighbours
 from fieldmark.selection import SelectionError, SelectionRules, class_quotas, loss_weights, select_photos
 from tests.test_clustering import Photos, agreement_of_partitions, draw_photos, fixed_lists
 from workflow.scripts.recluster_selection import recluster_selection
@@ -315,11 +319,95 @@ def test_no_probability_spreads_to_a_photo_of_another_taxon() -> None:
     points = unit_rows(np.array([[1, 0.00], [1, 0.01], [1, 0.02], [1, 0.03]]))
     scores = GuideScores(np.array([[1, 0], [0.5, 0.4], [0.9, 0.0], [0.5, 0.4]], dtype=np.float32), points)
     allowed = np.array([[True, True], [True, True], [True, False], [False, True]])
-    found = propagate_scores(scores, np.array([0, -1, -1, -1]), allowed, 3, 0.8)
+    found = propagate_scores(scores, np.array([0, -1, -1, -1]), np.arange(4), allowed, 3, 0.8)
     assert found.embeddings is scores.embeddings and found.probabilities[0].tolist() == [1, 0]
     # Photo 3 may be of class 1 alone: its own share of class 0 reaches nobody.
-    free = propagate_scores(scores, np.array([0, -1, -1, -1]), np.ones((4, 2), dtype=np.bool_), 3, 0.8)
+    free = propagate_scores(scores, np.array([0, -1, -1, -1]), np.arange(4), np.ones((4, 2), dtype=np.bool_), 3, 0.8)
     assert found.probabilities[1, 0] < free.probabilities[1, 0]
+
+
+def dense_mean(paths: list[str], image_ids: pl.Series, classes: int) -> np.ndarray:
+    """Mean of all guides' probabilities, by a table of photos by classes for each of them."""
+    guides = paths_by_model(paths, "guide/scores")
+    mean = np.zeros((len(image_ids), classes), dtype=np.float32)
+    for name, shards in guides.items():
+        scores, dense = rows_of(read_table("guide_scores", shards), image_ids, name), np.zeros_like(mean)
+        np.put_along_axis(dense, scores["class_ids"].to_numpy(), scores["probabilities"].to_numpy(), axis=1)
+        mean += dense / np.float32(len(guides))
+    return mean
+
+
+def dense_walk(first: np.ndarray, labeled: np.ndarray, graph: np.ndarray, share: float) -> np.ndarray:
+    """The steps of propagation, each on the whole table."""
+    number = (graph >= 0).sum(axis=1, keepdims=True).astype(np.float32)
+    spread = first
+    for _ in range(neighbours_module._STEPS):
+        total = np.zeros_like(first)
+        for near in graph.T:
+            total += spread[near] * (near >= 0)[:, None]
+        spread = np.where(labeled[:, None], first, share * total / number + (1 - share) * first)
+    return spread
+
+
+def test_scores_are_read_and_spread_by_parts_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours_module, "_CLASSES_AT_ONCE", 4)
+    monkeypatch.setattr(neighbours_module, "_ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(evidence_module, "_ROWS_AT_ONCE", 50)
+    photos = draw_photos(classes=11, noise=0.6)
+    image_ids, class_ids = wanted(photos)
+    paths = [path for number in range(3) for path in write_scores(photos, tmp_path, f"m{number}", noise=number)]
+    scores = read_scores(paths_by_model(paths, "guide/scores"), image_ids, class_ids)
+    expected = dense_mean(paths, image_ids, photos.classes)
+    assert scores.probabilities.tobytes() == expected.tobytes()
+
+    rng = np.random.default_rng(6)
+    taxa = {"kingdom": ["x", "y", None], "phylum": ["p", "q", None]}
+    of_photo = pl.DataFrame({name: rng.choice(np.array(names), len(image_ids)) for name, names in taxa.items()})
+    of_class = pl.DataFrame({name: rng.choice(np.array(names), len(class_ids)) for name, names in taxa.items()})
+    combination, allowed = consistent_classes(of_photo, of_class, list(taxa))
+    assert len(allowed) == 9
+    truth = np.array([dict(zip(photos.image_id, photos.truth, strict=True))[name] for name in image_ids])
+    positions = np.where((truth < photos.classes) & (np.arange(len(truth)) % 4 == 0), truth, -1)
+    graph, labeled = nearest_neighbours(scores.embeddings, 4), positions >= 0
+    first = expected * allowed[combination]
+    first[labeled] = np.eye(photos.classes)[positions[labeled]]
+    expected = dense_walk(first, labeled, graph, 0.7)
+    apart = propagate_scores(scores, positions, combination, allowed, 4, 0.7)
+    found = propagate_scores(scores, positions, combination, allowed, 4, 0.7, in_place=True)
+    assert apart.probabilities.tobytes() == found.probabilities.tobytes() == expected.tobytes()
+    assert found.probabilities is scores.probabilities and found.probabilities is not apart.probabilities
+
+    allowed[0] = False  # these photos can be of no class, so they keep the first choice of all
+    weighed = weigh_evidence(found, positions, combination, allowed, 5)
+    open_to = (expected * allowed[combination])[~labeled]
+    assert weighed.possible.tolist() == open_to.any(axis=1).tolist() and not weighed.possible.all()
+    np.testing.assert_array_equal(
+        weighed.position, np.where(weighed.possible, open_to.argmax(axis=1), expected[~labeled].argmax(axis=1))
+    )
+
+
+def test_the_selection_holds_one_table_of_photos_by_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with 500,000 photos and 10,000 classes, where it is 20 GB: blocks of a few per cent of its rows or columns."""
+    photos, classes = 600, 4000
+    monkeypatch.setattr(neighbours_module, "_CLASSES_AT_ONCE", 100)
+    monkeypatch.setattr(evidence_module, "_ROWS_AT_ONCE", 30)
+    rng = np.random.default_rng(7)
+    ids = [f"{number:03d}" for number in range(photos)]
+    shards = {guide: [tmp_path / f"{guide}.parquet"] for guide in "ab"}
+    for paths in shards.values():
+        logits = rng.normal(size=(photos, classes))
+        table = guide_table(ids, rng.normal(size=(photos, 3)), logits, np.full(photos, -6.0), k=5)
+        write_table(table, "guide_scores", paths[0])
+    positions = np.where(np.arange(photos) < 300, np.arange(photos), -1)
+    combination, allowed = np.arange(photos) % 4, rng.random((4, classes)) < 0.5
+    tracemalloc.start()
+    try:
+        scores = read_scores(shards, pl.Series(ids), np.arange(classes))
+        scores = propagate_scores(scores, positions, combination, allowed, 3, 0.5, in_place=True)
+        weigh_evidence(scores, positions, combination, allowed, 5)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * scores.probabilities.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_recluster_keeps_classes_apart(tmp_path: Path) -> None:

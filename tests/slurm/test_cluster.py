@@ -49,6 +49,14 @@ def trains(process: psutil.Process, job: str) -> bool:
         return False
 
 
+def on_the_cpu(folder: Path) -> Project:
+    """A fresh project whose jobs do not insist on the GPUs that they are given: those of the node are none."""
+    project = fresh_project(folder)
+    with (project.folder / "fieldmark/hardware.py").open("a", encoding="utf-8") as file:
+        file.write("\n\ndef gpus_given(job):\n    return 0\n")
+    return project
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The name of the only node; the cluster is ended afterwards if it was started here."""
@@ -74,7 +82,7 @@ def cluster() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The same run without SLURM."""
-    project = fresh_project(tmp_path_factory.mktemp("local"))
+    project = on_the_cpu(tmp_path_factory.mktemp("local"))
     project.succeed("--cores", "2", *CONFIGURATION)
     return project
 
@@ -144,7 +152,7 @@ class Run:
 @pytest.fixture(scope="session")
 def run(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run that ended well although its node was drained, and its jobs cancelled, requeued, out of time or memory."""
-    run = Run(fresh_project(tmp_path_factory.mktemp("cluster")), cluster)
+    run = Run(on_the_cpu(tmp_path_factory.mktemp("cluster")), cluster)
     try:
         run.wait(lambda: run.running("extract_features"))
         call("scontrol", "update", f"nodename={cluster}", "state=drain", "reason=test")

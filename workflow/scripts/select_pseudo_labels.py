@@ -47,7 +47,9 @@ def select_pseudo_labels(
     guide = read_scores(paths_by_model(scores, "guide/scores"), photos["image_id"], class_ids)
     combination, allowed = consistent_classes(photos, class_table, known_taxa(photos, coarse_taxa))
     if propagation:
-        guide = propagate_scores(guide, positions, allowed[combination], propagation_neighbours, propagation)
+        guide = propagate_scores(
+            guide, positions, combination, allowed, propagation_neighbours, propagation, in_place=True
+        )
     evidence = weigh_evidence(guide, positions, combination, allowed, neighbours)
     labeled_counts = np.bincount(positions[positions >= 0], minlength=len(class_ids))
     selected = select_photos(evidence, labeled_counts, rules)
