@@ -1,5 +1,6 @@
 """What a model may look at beside the photo: its place and date, and its key region."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,14 @@ class ContextTables:
         if architecture.streams == "photo_and_crop":
             context["boxes"] = self._boxes_of(asked)
         return Context(**context)
+
+    def contents(self, image_ids: Sequence[str]) -> str:
+        """Hash of the photos' bytes, as they were when they were listed; empty for tables that do not tell."""
+        if "sha256" not in self.photos.columns:
+            return ""
+        asked = pl.DataFrame({"image_id": pl.Series(list(image_ids), dtype=pl.String)})
+        rows = asked.join(self.photos.select("image_id", "sha256"), on="image_id", how="left", maintain_order="left")
+        return hashlib.sha256(" ".join(map(str, rows["sha256"])).encode()).hexdigest()
 
     def _boxes_of(self, asked: pl.DataFrame) -> np.ndarray:
         if not self.boxes:

@@ -39,15 +39,17 @@ class BoxedPhotos:
         image_ids: names, for messages.
         paths: files.
         boxes: (N, 4) true boxes, relative to the part of each photo that decoding keeps.
+        contents: hashes of the files, as they were when they were listed.
     """
 
     image_ids: Sequence[str]
     paths: Sequence[str]
     boxes: Floats
+    contents: Sequence[str] = ()
 
     def digest(self) -> str:
-        """Hash of everything that training on these photos depends on, files' contents aside."""
-        whole = hashlib.sha256("\n".join([*self.image_ids, *self.paths]).encode())
+        """Hash of everything that training on these photos depends on."""
+        whole = hashlib.sha256("\n".join([*self.image_ids, *self.paths, *self.contents]).encode())
         whole.update(np.ascontiguousarray(self.boxes).tobytes())
         return whole.hexdigest()
 
@@ -67,7 +69,8 @@ def boxed_photos(manifest: pl.DataFrame, splits: Sequence[str]) -> BoxedPhotos:
             "data (docs/data.md says how), or set detection.method: activation, which needs none"
         )
     rows = rows.filter(pl.Series(usable))
-    return BoxedPhotos(rows["image_id"].to_list(), rows["path"].to_list(), inside[usable].astype(np.float32))
+    names, paths, contents = (rows[column].to_list() for column in ("image_id", "path", "sha256"))
+    return BoxedPhotos(names, paths, inside[usable].astype(np.float32), contents)
 
 
 def random_boxed_views(
@@ -152,6 +155,7 @@ def train_boxes(
         TrainingError: if the loss or the gradient is not finite; names the step and the photos.
     """
     fabric = hardware.one_device()
+    log.info("computing on %s", hardware)
     start = hashlib.sha256()
     for tensor in model.state_dict().values():
         start.update(tensor.cpu().numpy().tobytes())

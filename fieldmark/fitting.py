@@ -147,6 +147,7 @@ def _fit(
             raise ValueError("the model takes metadata or crops, so it needs the tables that hold them")
         task = replace(task, photos=replace(task.photos, context=tables.of(task.photos.image_ids, architecture)))
     sizes = {name: len(rows) for name, rows in task.parts.items()}
+    log.info("computing on %s", plan.hardware)
     log.info("training %s on %s, %d outputs, from %s", model.backbone, sizes, task.classes + task.foreign, source)
     phases = []
     for number, settings in enumerate(stage.phases):
@@ -167,6 +168,7 @@ def _fit(
         if min(seen.values()) < 1:
             log.warning("%s: too few steps to see every photo; raise its steps, or steps_factor", phase.name)
         phases.append((phase, sampler))
+    contents = "" if tables is None else tables.contents(task.photos.image_ids)
     checkpoint = weights.parent.parent / f".{weights.parent.name}.checkpoint.pt"
     table = train(
         classifier,
@@ -177,7 +179,7 @@ def _fit(
         seed=seed,
         checkpoint=checkpoint,
         # A retry may get more memory or threads, which change nothing; how batches are mixed does.
-        identity=repr([plan.code, plan.model, plan.stage]),
+        identity=repr([plan.code, plan.model, plan.stage, contents]),
         validate=validate,
     )
     if is_first_process():

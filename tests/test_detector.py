@@ -154,10 +154,12 @@ def same(one: Detector, other: Detector) -> bool:
     return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
 
 
-def test_training_finds_the_patches(manifest: pl.DataFrame, tmp_path: Path) -> None:
+def test_training_finds_the_patches(manifest: pl.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fieldmark")
     photos = boxed_photos(manifest, ["labeled", "unlabeled"])
     phase = Phase("detector", 60, 9, 0.004, 1.0)
     model, history = run(photos, tmp_path / "checkpoint.pt", phase, validate=lambda model: {"ap50": 0.5})
+    assert caplog.text.count("computing on the CPU, 32-true") == 1
     assert history["loss"].tail(5).mean() < 0.7 * history["loss"].head(5).mean()
     assert history["val_ap50"].to_list() == [*[None] * 59, 0.5]
     boxes, _ = detect(model, list(photos.paths[:4]), Hardware())

@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 import torch
 
-from fieldmark import training
+from fieldmark import hardware, training
 from fieldmark.artifacts import SCHEMAS, read_table, write_table
+from fieldmark.context import ContextTables
 from fieldmark.fitting import ModelSettings, Plan, StageSettings, Task, fit
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
@@ -68,6 +69,7 @@ def test_a_job_tells_how_often_it_sees_each_photo(
     caplog.set_level("INFO", "fieldmark")
     stage = StageSettings(phases=[{**PHASE, "steps": steps}])
     fit(task, "none", dataclasses.replace(PLAN, stage=stage), *targets)
+    assert caplog.text.count("computing on the CPU, 32-true") == 1
     assert f"p: {steps} steps of 6 photos see each photo of labeled {steps / 2:.1f} times, foreign " in caplog.text
     assert ("p: too few steps to see every photo; raise its steps, or steps_factor" in caplog.text) == warned
 
@@ -109,7 +111,10 @@ def changed(plan: Plan, change: str) -> Plan:
 
 @pytest.mark.parametrize(
     ("change", "resumes"),
-    [("none", True), ("memory", True), ("shares", False), ("balanced", False), ("drop_path", False), ("code", False)],
+    [
+        *(("none", True), ("memory", True), ("shares", False), ("balanced", False), ("drop_path", False)),
+        *(("code", False), ("photo", False)),
+    ],
 )
 def test_a_retry_resumes_only_the_very_same_job(
     task: Task, targets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, change: str, resumes: bool
@@ -124,13 +129,18 @@ def test_a_retry_resumes_only_the_very_same_job(
                 raise KeyboardInterrupt
             return super().get(indices)
 
+    def listed(first: str) -> ContextTables:
+        """The photos as they were listed, and what was in the first one's file."""
+        contents = {"image_id": list(task.photos.image_ids), "sha256": [first, *"bcdefghijkl"]}
+        return ContextTables(pl.DataFrame(contents))
+
     monkeypatch.setattr(training, "PhotoStore", Store)
     with pytest.raises(KeyboardInterrupt):
-        fit(task, "none", PLAN, *targets)
+        fit(task, "none", PLAN, *targets, tables=listed("a"))
     # Snakemake deletes declared outputs, with their folder if it is empty, before it tries again.
     assert not targets[0].exists() and (targets[0].parent.parent / ".stage.checkpoint.pt").is_file()
     taken = 10
-    fit(task, "none", changed(PLAN, change), *targets)
+    fit(task, "none", changed(PLAN, change), *targets, tables=listed("other" if change == "photo" else "a"))
     assert taken - 10 == (2 if resumes else 4)
 
 
@@ -143,13 +153,16 @@ def test_plan_and_hardware_come_from_the_job(monkeypatch: pytest.MonkeyPatch) ->
         seed=5,
         code="abc",
     )
-    job = SimpleNamespace(params=params, threads=3, resources=SimpleNamespace(mem_mb=2000, get={"gpu": 2}.get))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    resources = {"checkpoint_seconds": 60}
+    job = SimpleNamespace(params=params, threads=3, resources=SimpleNamespace(mem_mb=2000, get=resources.get))
     plan = Plan.of_job(job)
-    assert plan.hardware == Hardware(cache_mb=1000, decode_threads=3)
+    assert plan.hardware == Hardware(cache_mb=1000, decode_threads=3, checkpoint_seconds=60)
     assert (plan.augmentation.rotation, plan.seed, plan.stage.prototype_strength) == (3, 5, 1.0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert Plan.of_job(job).hardware == Hardware("cuda", 1, cache_mb=1000, decode_threads=3)
+    resources["gpu"] = 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(hardware, "free_gpus", lambda count, seen: (seen - count,))
+    expected = Hardware("cuda", cache_mb=1000, decode_threads=3, checkpoint_seconds=60, gpus=(2,))
+    assert Plan.of_job(job).hardware == expected
 
 
 def test_fine_tuning_looks_at_val_but_does_not_learn_from_it(toy: PhotoSet, tmp_path: Path) -> None:
