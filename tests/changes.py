@@ -163,9 +163,17 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("`rounds` from 2 to 3", configure(rounds=3), onwards("extract_features", 2, all_jobs(rounds=3))),
     ("`steps_factor`", configure(steps_factor=2), ROUNDS | BASELINE),
     (
-        "`shards`",
+        "`shards` from 2 to 3",
         configure(shards=3),
         all_jobs(shards=3)
+        - {job for job in BASELINE if job.rule == "finetune_classifier"}
+        - INGESTION
+        - only("train_detector", "probe_metadata"),
+    ),
+    (
+        "`shards` from 2 to 1",
+        configure(shards=1),
+        all_jobs(shards=1)
         - {job for job in BASELINE if job.rule == "finetune_classifier"}
         - INGESTION
         - only("train_detector", "probe_metadata"),

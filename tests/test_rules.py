@@ -9,7 +9,7 @@ import yaml
 
 from fieldmark.artifacts import read_table
 from tests.miniatures import make_semi_inat
-from tests.project import ALL, ROOT, TINY, Job, Project, fresh_project, supervised_jobs
+from tests.project import ALL, BASELINE, FEATURES, ROOT, TINY, Job, Project, announced, fresh_project, supervised_jobs
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +104,21 @@ def test_missing_annotations_are_named_before_anything_runs(fresh: Project, tmp_
     configuration = ("--configfile", "configs/semi_inat_2021.yaml", "--config", f"data={{root: {tmp_path}}}")
     call = fresh.snakemake("--dry-run", "--cores", "1", *configuration)
     assert call.returncode != 0 and f"{tmp_path}/annotation_v2.json" in call.stdout
+
+
+def test_a_weights_file_is_an_input_of_what_starts_from_it(fresh: Project, tmp_path: Path) -> None:
+    weights = tmp_path / "own.safetensors"
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump({"models": {"tiny": {"weights": str(weights)}}}), encoding="utf-8")
+    call = ("--dry-run", "--cores", "1", "--configfile", TINY, str(config))
+    missing = fresh.snakemake(*call)
+    assert missing.returncode != 0 and "Missing input files" in missing.stdout and str(weights) in missing.stdout
+    weights.touch()
+    blocks = re.split(r"^(?:local)?rule ", fresh.succeed(*call), flags=re.MULTILINE)[1:]
+    readers = [block for block in blocks if re.search(rf"^    input: .*{re.escape(str(weights))}", block, re.MULTILINE)]
+    found = {job for block in readers for job in announced("\nrule " + block)}
+    finetuned = {job for job in BASELINE if job.rule == "finetune_classifier"}
+    assert found == finetuned | FEATURES
 
 
 def rules() -> dict[str, str]:

@@ -5,6 +5,7 @@ rule extract_features:
     input:
         shard="results/data/shards/{shard}.parquet",
         weights=embedding_model,
+        pretrained=pretrained_weights,
         boxes=boxes_of_features,
     output:
         "results/{run}/{model}/features/{shard}.parquet",

@@ -104,6 +104,18 @@ def pretraining_start(wildcards):
     return previous_model(int(wildcards.round), wildcards.model)
 
 
+def weights_file(settings):
+    """The file of a network's pretrained weights, where they come from one; then it is watched as any input."""
+    return [] if settings["weights"] in ("package", "hub", "none") else settings["weights"]
+
+
+def pretrained_weights(wildcards):
+    """The file that a job of a model starts from, if it starts from pretrained weights and these are a file."""
+    run = wildcards.get("run", f"round{wildcards.get('round')}")
+    first = run == "baseline" or (run == "round0" and config["start"] == "pretrained")
+    return weights_file(config["models"][wildcards.model]) if first else []
+
+
 def refined_model(wildcards):
     """What fine-tuning starts from: the refined model of the round, or pretrained weights for the baseline."""
     return [] if wildcards.run == "baseline" else f"results/{wildcards.run}/{wildcards.model}/refine/model.safetensors"

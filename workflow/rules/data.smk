@@ -65,6 +65,8 @@ rule shard_manifest:
     resources:
         **job_resources(light=True),
     params:
+        # With fewer shards the files of all that remain are there, each with too few photos.
+        shards=len(SHARDS),
         code=fingerprint("shard_manifest"),
     script:
         "../scripts/shard_manifest.py"

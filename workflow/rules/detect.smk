@@ -4,6 +4,7 @@
 rule train_detector:
     input:
         manifest=MANIFEST,
+        pretrained=weights_file(config["detection"]),
     output:
         detector="results/detection/detector.safetensors",
         history="results/detection/history.parquet",
@@ -28,6 +29,7 @@ rule detect_photos:
     input:
         shard="results/data/shards/{shard}.parquet",
         detector=detector_file(),
+        pretrained=weights_file(config["detection"]) if config["detection"]["method"] == "activation" else [],
     output:
         "results/detection/boxes/{shard}.parquet",
     log:

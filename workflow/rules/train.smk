@@ -7,6 +7,7 @@ rule pretrain_backbone:
         clusters="results/round{round}/clusters.parquet",
         kept_clusters="results/round{round}/kept_clusters.parquet",
         weights=pretraining_start,
+        pretrained=pretrained_weights,
         boxes=boxes_of,
     output:
         weights="results/round{round}/{model}/pretrain/model.safetensors",
@@ -57,6 +58,7 @@ rule finetune_classifier:
         manifest=MANIFEST,
         classes=CLASSES,
         weights=refined_model,
+        pretrained=lambda wildcards: pretrained_weights(wildcards) if wildcards.run == "baseline" else [],
         pseudo_labels=pseudo_labels_of,
         boxes=boxes_of,
     output:
