@@ -122,7 +122,8 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
         )
     networks = {f"models.{name}": model for name, model in config["models"].items()}
     if detection["method"] != "none":
-        networks["detection"] = detection
+        other = detection["detector"] if detection["method"] == "detector" else None
+        networks["detection"] = {**detection, "weights": other or detection["weights"]}
     lists = {**known_lists(), **config["weights_policies"]}
     yield from refusals(networks, config["weights_policy"], lists)
     mixed = [key for key in ("mixup", "cutmix") if config["augmentation"][key]]
@@ -132,6 +133,7 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
                 f"augmentation.{mixed[0]}: expected 0, because {name} has prototypes (prototype_strength), which are "
                 "means of photos of one class"
             )
+    yield from _unknown_shares(config)
     for name, model in config["models"].items():
         for recipe in model["recipes"]:
             if recipe not in config["recipes"]:
@@ -145,6 +147,19 @@ def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
         for section in model["overrides"]:
             if section not in (*STAGES, *config["recipes"]):
                 yield f"models.{name}.overrides.{section}: expected one of {', '.join((*STAGES, *config['recipes']))}"
+
+
+def _unknown_shares(config: Mapping[str, Any]) -> Iterator[str]:
+    """Shares of kinds of photos that a stage does not have; its batches would leave them out."""
+    kinds = {"pretrain": ("clusters",), "guide": ("labeled", "foreign"), "refine": ("clusters",)}
+    stages = {**{name: config[name] for name in kinds}, **{f"recipes.{k}": v for k, v in config["recipes"].items()}}
+    for name, stage in stages.items():
+        known = kinds.get(name, ("labeled", "pseudo", "unlabeled"))
+        for number, phase in enumerate(stage["phases"]):
+            for kind in phase["shares"]:
+                if kind not in known:
+                    where = f"{name}.phases[{number}].shares.{kind}"
+                    yield f"{where}: expected shares of {', '.join(known)}, the photos of this stage; found {kind!r}"
 
 
 def resolve(config: dict[str, Any]) -> dict[str, Any]:

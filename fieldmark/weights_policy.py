@@ -47,7 +47,8 @@ def refusals(
     """What is wrong with the networks' weights under a policy, one sentence each.
 
     Args:
-        networks: sections of the config with a backbone and weights, by their paths.
+        networks: sections of the config with a backbone and weights, by their paths. A detector from elsewhere takes
+            the place of its backbone's weights.
         policy: ``any``, or a key of ``policies``.
         policies: patterns of the allowed weights: of timm's tags (what follows the dot in a model's name), and of
             paths of files.
@@ -74,8 +75,12 @@ def refusals(
             continue
         origin = {"hub": tag, "package": PACKAGE_TAG}.get(weights, weights)
         if not any(fnmatchcase(origin, pattern) for pattern in patterns):
-            key, what = ("backbone", f"weights tagged {tag!r}") if weights == "hub" else ("weights", repr(origin))
+            file_key = "detector" if weights == model.get("detector") else "weights"
+            key, what = ("backbone", f"weights tagged {tag!r}") if weights == "hub" else (file_key, repr(origin))
+            # A list of the same name would replace the one that comes with the project.
+            own = f"make a list of your own, weights_policies: {{mine: [{policy}, {origin!r}]}}, and say so"
+            remedy = own if policy in known_lists() else f"add them to weights_policies.{policy}"
             yield (
                 f"{path}.{key}: {what} are not on the allow-list of weights_policy {policy}; choose others, or "
-                f"if you know that the rules allow them, add them to weights_policies.{policy}"
+                f"if you know that the rules allow them, {remedy}"
             )

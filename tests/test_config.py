@@ -86,6 +86,21 @@ def test_defaults_are_filled_in() -> None:
         assert phase["name"] == stage and phase["steps"] == 5 and phase["batch_size"] == 32 and phase["shares"] == {}
 
 
+def test_a_key_that_is_left_out_means_what_config_yaml_shows() -> None:
+    filled = resolve(minimal())
+    # These tell of the demo's photos.
+    own = {"data": ("format", "root", "coarse_taxa", "truth"), "demo": (), "models": None, "recipes": None}
+    for section, shown in DEMO.items():
+        if section in ("title", *STAGES) or (section in own and own[section] is None):
+            continue
+        if not isinstance(shown, dict):
+            assert filled[section] == shown, section
+            continue
+        for key, value in shown.items():
+            if key not in own.get(section, ()) and (section, key) != ("submission", "layout"):
+                assert filled[section][key] == value, f"{section}.{key}"
+
+
 def test_resolving_twice_changes_nothing() -> None:
     once = resolve(minimal())
     assert resolve(copy.deepcopy(once)) == once
@@ -119,6 +134,11 @@ def test_values_that_are_given_are_kept() -> None:
         ("evaluate.xyz", 1, "evaluate.xyz: unknown key; expected one of resamples"),
         ("data.annotations", {"tset": "x"}, "data.annotations.tset: unknown key; did you mean 'test'?"),
         ("pretrain.phases.0.shares", {"labelled": 1}, "pretrain.phases[0].shares: expected one of labeled, pseudo"),
+        (
+            "guide.phases.0.shares",
+            {"labeled": 0.6, "pseudo": 0.4},
+            "guide.phases[0].shares.pseudo: expected shares of labeled, foreign, the photos of this stage; found 'pse",
+        ),
         # A value of the wrong type.
         ("seed", "one", "seed: expected integer, found 'one'"),
         ("seed", True, "seed: expected integer, found True"),

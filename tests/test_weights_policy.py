@@ -55,6 +55,23 @@ def test_weights_that_the_policy_does_not_list_are_refused(
     assert message in str(caught.value)
 
 
+def test_a_detector_from_elsewhere_is_weights_too() -> None:
+    config = minimal() | {"weights_policy": "imagenet_1k"}
+    config["models"]["m"] |= {"backbone": "tf_efficientnet_lite0", "weights": "package"}
+    config["detection"] = {"method": "detector", "detector": "other/detector.safetensors"}
+    with pytest.raises(ConfigError, match=r"detection\.detector: 'other/detector\.safetensors' are not on the allow"):
+        resolve(config)
+
+
+def test_the_remedy_of_a_refusal_is_one_that_works() -> None:
+    config = minimal() | {"weights_policy": "imagenet_1k"}
+    config["models"]["m"] |= {"backbone": "resnet18", "weights": "own.pth"}
+    with pytest.raises(ConfigError) as caught:
+        resolve(copy.deepcopy(config))
+    assert "weights_policies: {mine: [imagenet_1k, 'own.pth']}" in str(caught.value)
+    resolve(config | {"weights_policies": {"mine": ["imagenet_1k", "own.pth"]}, "weights_policy": "mine"})
+
+
 def test_the_allow_list_of_imagenet_1k_names_no_weights_that_saw_other_photos() -> None:
     import timm
 
