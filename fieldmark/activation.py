@@ -6,6 +6,7 @@ photos). Which side is the background, the photo's border tells. Otsu's threshol
 size, and the box goes round the largest connected part.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from fieldmark.whole_photos import whole_photos
 
 # Of the levels of the backbone, coarse enough for meaning and fine enough for edges.
 _STRIDE = 16
+# What Otsu's level puts between the parts of a map of one hump (a normal distribution), which falls into no two parts.
+_ONE_HUMP = 2 / math.pi
 # Maps are enlarged by this before they are cut: edges fall between the few places of a map.
 _ENLARGED = 4
 
@@ -115,10 +118,12 @@ def region_boxes(maps: Tensor) -> tuple[Floats, Floats]:
         maps: (B, H, W), high where the region is.
 
     Returns:
-        (B, 4) x, y, width, height relative to the map, and (B,) scores in 0…1: how clearly the map falls into two
-        parts, times the share that the region holds of all that exceeds the threshold. 0 if the map is flat.
+        (B, 4) x, y, width, height relative to the map, and (B,) scores in 0…1: how much more clearly the map falls into
+        two parts than one hump does, times the share that the region holds of all that exceeds the threshold. 0 if the
+        map is flat.
     """
-    level, clearness = otsu_level(maps)
+    level, between = otsu_level(maps)
+    clearness = ((between - _ONE_HUMP) / (1 - _ONE_HUMP)).clamp(min=0)
     energy = (maps - level[:, None, None]).clamp(min=0)
     region = largest_region(energy)
     edges = []

@@ -109,3 +109,11 @@ def test_boxes_are_the_same_whatever_the_others_are(spots: tuple[list[str], np.n
     assert together[:1] == pytest.approx(alone, abs=1e-6)
     nothing, scores = activation_boxes("test_efficientnet", "none", 64, [], Hardware())
     assert nothing.shape == (0, 4) and scores.shape == (0,)
+
+
+def test_a_map_of_one_hump_holds_no_region_for_sure() -> None:
+    # Sorted, so that all that lies above any level is connected.
+    hump = torch.from_numpy(np.random.default_rng(2).normal(size=10_000)).float().sort().values.reshape(1, 100, 100)
+    two = torch.where(hump > 0, hump + 4, hump - 4)
+    _, scores = region_boxes(torch.cat([hump, two]))
+    assert scores[0] < 0.02 and scores[1] > 0.9

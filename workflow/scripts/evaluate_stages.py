@@ -62,7 +62,8 @@ def round_scores(
         if path.parent in tables:
             judged = read_table("kept_clusters", tables[path.parent])
             kept = judged.filter(pl.col("kept") & ~pl.col("foreign"))["cluster"].to_numpy()
-            foreign = judged.filter(pl.col("foreign"))["cluster"].to_numpy()
+            # Of those that count as foreign, the guide learns the kept ones alone.
+            foreign = judged.filter(pl.col("kept") & pl.col("foreign"))["cluster"].to_numpy()
             scores += filter_scores(at("filter", "unlabeled", number), cluster, labels, kept, foreign)
     for path in sorted(map(Path, pseudo_labels)):
         known, labels = _labels(read_table("pseudo_labels", path), truth)
