@@ -46,23 +46,21 @@ class MakingSection:
     config: str
     versions: list[tuple[str, str]]
     seed: int
-    commit: str | None
     times: list[StageTime]
     total: str
 
 
-def making_section(config: Mapping[str, Any], seed: int, commit: str | None, benchmarks: Path | None) -> MakingSection:
+def making_section(config: Mapping[str, Any], seed: int, benchmarks: Path | None) -> MakingSection:
     """Collect the section.
 
     Args:
         config: the resolved configuration.
         seed: that every draw derives from.
-        commit: of the project, if it is known.
         benchmarks: folder of Snakemake's benchmark files, …/RULE.tsv or …/RULE/SHARD.tsv.
     """
     times, total = ([], 0.0) if benchmarks is None else stage_times(benchmarks, config)
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100)
-    return MakingSection(text, package_versions(), seed, commit, times, clock(total))
+    return MakingSection(text, package_versions(), seed, times, clock(total))
 
 
 def package_versions() -> list[tuple[str, str]]:

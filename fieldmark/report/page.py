@@ -18,9 +18,7 @@ from fieldmark.report.training_section import training_section
 TEMPLATE = Path(__file__).with_name("template.html")
 
 
-def write_page(
-    inputs: ReportInputs, target: Path, title: str, config: Mapping[str, Any], seed: int, commit: str | None
-) -> None:
+def write_page(inputs: ReportInputs, target: Path, title: str, config: Mapping[str, Any], seed: int) -> None:
     """Write the report, one HTML file that needs no other and asks no network.
 
     Args:
@@ -29,7 +27,6 @@ def write_page(
         title: heading of the page.
         config: the resolved configuration; ``ensemble.method`` tells which weights were submitted.
         seed: that every draw derives from.
-        commit: of the project, if it is known.
 
     Raises:
         ArtifactError: if an artifact is missing or damaged.
@@ -52,6 +49,6 @@ def write_page(
         accuracy=accuracy_section(material),
         ensemble=ensemble_section(material),
         lookalikes=lookalikes_section(material),
-        making=making_section(config, seed, commit, inputs.benchmarks),
+        making=making_section(config, seed, inputs.benchmarks),
     )
     write_atomically(target, lambda path: path.write_text(page, encoding="utf-8"))

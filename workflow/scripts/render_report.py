@@ -16,11 +16,9 @@ from fieldmark.report.page import write_page
 log = logging.getLogger("fieldmark")
 
 
-def render_report(
-    inputs: ReportInputs, target: Path, title: str, config: Mapping[str, Any], seed: int, commit: str | None = None
-) -> None:
+def render_report(inputs: ReportInputs, target: Path, title: str, config: Mapping[str, Any], seed: int) -> None:
     """Write the report; arguments as in :func:`fieldmark.report.page.write_page`."""
-    write_page(inputs, target, title, config, seed, commit)
+    write_page(inputs, target, title, config, seed)
     log.info("%s: %.1f MB", target.name, target.stat().st_size / 1e6)
 
 
@@ -51,5 +49,4 @@ if "snakemake" in globals():
         title=snakemake.params.title,
         config=snakemake.params.config,
         seed=snakemake.params.seed,
-        commit=snakemake.params.get("commit"),
     )
