@@ -8,9 +8,9 @@ LOCK := requirements.lock
 # Cores for the workflow, e.g. `make demo CORES=4`.
 CORES ?= all
 # Of `make evidence`.
-SET ?= grocery
+SET ?= demo
 SEEDS ?= 1 2 3
-CONFIGFILES ?= configs/grocery.yaml
+CONFIGFILES ?=
 KILLS ?= 100
 # The interpreter that makes the environment: the first that is new enough and not newer than the locked wheels.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -53,10 +53,12 @@ test-conda: env ## Run a chain of stages in conda environments; needs conda on t
 evidence: env ## Compare with baselines and ablations on SET (a name for CONFIGFILES), over SEEDS (1 2 3); hours on CPUs
 	@# RECIPES="layerwise two_stage" trains references by these recipes; by the first of the model if it is not given.
 	@# REFERENCES="long naive" and ABLATIONS="no_filter" run these alone; all that apply if they are not given.
+	@# TABLES=folder: where the tables go, and the page beside it; docs/evidence if it is not given.
 	$(BIN)/snakemake -s benchmarks/accuracy/evidence.smk --cores $(CORES) \
 		--directory benchmarks/output/evidence/$(SET) --config set="$(SET)" seeds="$(SEEDS)" \
-		configfiles="$(abspath $(CONFIGFILES))" $(if $(RECIPES),recipes="$(RECIPES)") $(if $(REFERENCES),references="$(REFERENCES)") \
-		$(if $(ABLATIONS),ablations="$(ABLATIONS)")
+		configfiles="$(abspath $(CONFIGFILES))" $(if $(RECIPES),recipes="$(RECIPES)") \
+		$(if $(REFERENCES),references="$(REFERENCES)") $(if $(ABLATIONS),ablations="$(ABLATIONS)") \
+		$(if $(TABLES),tables="$(abspath $(TABLES))")
 
 kill-test: env ## Kill the tiny workflow KILLS times (100) and compare all files with an undisturbed run; half an hour
 	$(BIN)/python -m tests.kill_run --kills $(KILLS) --seed 1
@@ -64,14 +66,14 @@ kill-test: env ## Kill the tiny workflow KILLS times (100) and compare all files
 lint: env ## Check style, formatting, rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakefmt --check Snakefile workflow benchmarks
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy fieldmark workflow/scripts $(wildcard benchmarks/*.py benchmarks/*/*.py)
 
 format: env ## Rewrite Python and rule files in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/snakefmt Snakefile workflow
+	$(BIN)/snakefmt Snakefile workflow benchmarks
 
 lock: env ## Pin every dependency anew after an edit of requirements*.txt
 	$(UV) pip compile --quiet --universal --python-version 3.11 --overrides overrides.txt --no-emit-index-url \

@@ -23,13 +23,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import yaml
-from snakemake.utils import update_config
 
 from benchmarks.accuracy.comparison import interval
+from benchmarks.configuration import read_config, truth_file
 from benchmarks.tables import markdown
 from fieldmark.artifacts import read_table, write_table
-from fieldmark.config import model_settings, resolve, stage_settings
+from fieldmark.config import model_settings, stage_settings
 from fieldmark.context import ContextTables
 from fieldmark.ensemble import Objective, combine
 from fieldmark.fingerprint import fingerprint
@@ -199,7 +198,7 @@ def load_data(config: dict[str, Any], results: Path, target: Path) -> Data:
     tables = {name: results / "data" / f"{name}.parquet" for name in ("manifest", "classes", "rejected")}
     manifest, classes = read_table("manifest", tables["manifest"]), read_table("classes", tables["classes"])
     rejected = read_table("rejected", tables["rejected"])["path"].to_list()
-    truth = read_truth(config["data"]["truth"], manifest, classes, rejected)
+    truth = read_truth(truth_file(config, results), manifest, classes, rejected)
     val, test = (manifest.filter(split=split) for split in ("val", "test"))
     labels = {"val": dict(val.select("image_id", "class_id").iter_rows())}
     labels["test"] = {image_id: truth[image_id] for image_id in test["image_id"] if truth.get(image_id, -1) >= 0}
@@ -271,10 +270,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    config: dict[str, Any] = {}
-    for file in ["config.yaml", *options.configfile]:
-        update_config(config, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-    frame = ablation(resolve(config), options.results, options.recipe, options.seeds, options.steps, options.threads)
+    config = read_config(options.configfile)
+    frame = ablation(config, options.results, options.recipe, options.seeds, options.steps, options.threads)
     print(table(frame))
 
 

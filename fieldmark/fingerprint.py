@@ -76,11 +76,11 @@ def imported_files(script: Path, root: Path = PROJECT) -> list[Path]:
     return sorted(seen)
 
 
-def fingerprint(script: str, root: Path = PROJECT) -> str:
-    """Hash what a workflow script means: its own code and that of the project modules it imports, transitively.
+def fingerprint(script: str | Path, root: Path = PROJECT) -> str:
+    """Hash what a script means: its own code and that of the project modules it imports, transitively.
 
     Args:
-        script: name of the script in ``workflow/scripts``, without ``.py``.
+        script: name of a script in ``workflow/scripts``, without ``.py``, or the path of any file of the project.
         root: the project's folder.
 
     Returns:
@@ -91,6 +91,7 @@ def fingerprint(script: str, root: Path = PROJECT) -> str:
         SyntaxError: if the script or a module that it imports does not parse; the message names the file.
     """
     whole = hashlib.sha256()
-    for path in imported_files(root / "workflow" / "scripts" / f"{script}.py", root):
+    file = script if isinstance(script, Path) else root / "workflow" / "scripts" / f"{script}.py"
+    for path in imported_files(file, root):
         whole.update(f"{path.relative_to(root).as_posix()} {_parsed(path, root)[0]}\n".encode())
     return whole.hexdigest()[:16]

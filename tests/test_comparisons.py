@@ -37,9 +37,11 @@ from benchmarks.accuracy.page import page
 from benchmarks.accuracy.references import Reference, nearest_centroid, pipeline_steps, surest_labels
 from fieldmark.artifacts import write_table
 from fieldmark.config import resolve
+from fieldmark.context import Context
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.losses import weighted_cross_entropy
+from fieldmark.metadata import MetadataSettings
 from fieldmark.models import Architecture, Classifier, build_classifier
 from fieldmark.phases import Phase
 from fieldmark.photosets import PhotoSet
@@ -235,8 +237,17 @@ def test_the_taxonomy_reference_adds_photos_with_coarse_taxa_alone() -> None:
 def test_naive_pseudo_labels_are_as_many_as_asked_for_and_the_surest(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"image_id": ["d", "a", "c", "b", "x"], "split": ["unlabeled"] * 4 + ["test"], "path": list("dacbx")}
     sure = {"a": [0.5, 0.5], "b": [0.1, 0.9], "c": [0.8, 0.2], "d": [0.3, 0.7]}
-    monkeypatch.setattr(references, "load_classifier", lambda path: path)
-    monkeypatch.setattr(references, "infer", lambda _, paths, *__: (None, np.array([sure[path] for path in paths])))
+    rows |= {"latitude": [1.0, 2.0, 3.0, 4.0, 5.0], "longitude": [0.0] * 5, "location_uncertainty": [0.0] * 5}
+    rows |= {"date": ["2021-06-01"] * 5}
+    architecture = Architecture("test_resnet", 0, 2, 0, False, 32, metadata=MetadataSettings(encoding="sphere"))
+    monkeypatch.setattr(references, "load_classifier", lambda _: SimpleNamespace(architecture=architecture))
+
+    def predicted(_: Any, paths: list[str], *__: Any, context: Context) -> tuple[None, np.ndarray]:
+        # Each photo's own place is at hand.
+        assert len(np.unique(context.metadata, axis=0)) == len(paths) == 4
+        return None, np.array([sure[path] for path in paths])
+
+    monkeypatch.setattr(references, "infer", predicted)
     found = surest_labels(pl.DataFrame(rows), Path("supervised"), Hardware(), 2)
     assert found["image_id"].to_list() == list("abcd") and found["class_id"].to_list() == [0, 1, 0, 1]
     assert found["selected"].to_list() == [False, True, True, False]

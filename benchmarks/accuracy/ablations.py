@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from snakemake.utils import update_config
 
-from fieldmark.config import resolve
+from benchmarks.configuration import PROJECT, read_config
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
 Config = Mapping[str, Any]
 # What a run of one round needs of a finished one, below results/.
 COPIED = ("data", "demo", "baseline", "round0", "detection")
@@ -165,10 +163,8 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=1)
     options = parser.parse_args()
     files = [str(Path(name).resolve()) for name in options.configfile]
-    config: dict[str, Any] = {}
-    for file in [str(PROJECT / "config.yaml"), *files]:
-        update_config(config, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-    run_ablation(options.ablation, resolve(config), files, options.folder.resolve(), options.output, options.cores)
+    config = read_config(options.configfile)
+    run_ablation(options.ablation, config, files, options.folder.resolve(), options.output, options.cores)
 
 
 if __name__ == "__main__":

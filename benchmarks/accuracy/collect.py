@@ -16,20 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import yaml
-from snakemake.utils import update_config
 
 from benchmarks.accuracy.foreign_detectors import RECALL, detector_scores, foreign_share
 from benchmarks.accuracy.methods import AS_LONG_AS_THE_PIPELINE, HALF_WAY
 from benchmarks.accuracy.references import pipeline_steps, steps_of
+from benchmarks.configuration import read_config, truth_file
 from fieldmark.artifacts import read_table
-from fieldmark.config import resolve, stage_settings
+from fieldmark.config import stage_settings
 from fieldmark.ensemble import combine
 from fieldmark.evaluation import at, auroc, macro_accuracy, scores_table, selection_scores, tail_classes
 from fieldmark.predictions import TopLists, read_lists, round_of
 from fieldmark.truth import read_truth
-
-PROJECT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True)
@@ -57,10 +54,15 @@ class Run:
             name: read_table(name, results / f"data/{name}.parquet") for name in ("manifest", "classes", "rejected")
         }
         manifest, classes, rejected = data.values()
-        truth = read_truth(config["data"]["truth"], manifest, classes, rejected["path"].to_list())
+        truth = read_truth(truth_file(config, results), manifest, classes, rejected["path"].to_list())
         test, unlabeled = (manifest.filter(split=split).sort("image_id")["image_id"] for split in ("test", "unlabeled"))
         labels = {name: truth[name] for name in test if truth.get(name, -1) >= 0}
         return cls(results, config, classes, labels, {name: truth[name] for name in unlabeled if name in truth})
+
+    def configured(self, model: str, recipe: str, number: int = 0) -> bool:
+        """Whether a model of a round is of the configuration; others were left by earlier ones."""
+        known = self.config["models"].get(model, {"recipes": []})["recipes"]
+        return recipe in (*known, "probe") and number < self.config["rounds"]
 
     def lists(self, files: list[Path]) -> TopLists:
         """Predictions of the test photos, in the order of the labels."""
@@ -112,17 +114,23 @@ def accuracy_table(run: Run) -> pl.DataFrame:
     members: dict[str, TopLists] = {}
     for folder in sorted(path.parent for path in results.glob("*/*/*/predictions")):
         name, model, recipe = folder.relative_to(results).parts
+        if not run.configured(model, recipe, round_of(name) or 0):
+            continue
         lists = run.lists(sorted((folder / "predictions").glob("*.parquet")))
         members[f"{name}/{model}/{recipe}"] = lists
         method = "supervised" if name == "baseline" and recipe != "probe" else "probe" if name == "baseline" else name
         rows.append(run.row(method, f"{model}/{recipe}", lists, steps_to(run.config, name, model, recipe)))
     for file in sorted(results.glob("references/*/*/*/predictions.parquet")):
         name, model, recipe = file.parent.relative_to(results / "references").parts
+        if not run.configured(model, recipe):
+            continue
         rows.append(
             run.row(name, f"{model}/{recipe}", run.lists([file]), reference_steps(run.config, name, model, recipe))
         )
     for folder in sorted(Path("ablations").glob("*/*/*")):
         name, model, recipe = folder.relative_to("ablations").parts
+        if not run.configured(model, recipe):
+            continue
         lists = run.lists(sorted((folder / "predictions").glob("*.parquet")))
         rows.append(run.row(f"ablation/{name}", f"{model}/{recipe}", lists, None))
     return pl.DataFrame(rows + votes(run, members), schema_overrides={"steps": pl.Int32, "hits": pl.List(pl.Boolean)})
@@ -179,10 +187,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the two tables")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    config: dict[str, Any] = {}
-    for file in [str(PROJECT / "config.yaml"), *options.configfile]:
-        update_config(config, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-    run = Run.read(Path("results"), resolve(config))
+    config = read_config(options.configfile)
+    run = Run.read(Path("results"), config)
     options.output.mkdir(parents=True, exist_ok=True)
     accuracy_table(run).write_parquet(options.output / "accuracy.parquet")
     unlabeled_table(run, options.threads).write_parquet(options.output / "unlabeled.parquet")

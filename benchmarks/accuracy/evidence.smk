@@ -11,15 +11,12 @@ import json
 import sys
 from pathlib import Path
 
-import yaml
-from snakemake.utils import update_config
-
 PROJECT = Path(workflow.basedir).parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from benchmarks.accuracy.ablations import applicable, judged_recipe
-from benchmarks.accuracy.methods import REFERENCES
-from fieldmark.config import resolve
+from benchmarks.accuracy.methods import PHOTOS_ALONE, REFERENCES
+from benchmarks.configuration import read_config
 from fieldmark.fingerprint import fingerprint
 
 
@@ -30,25 +27,25 @@ def listed(name, default):
 
 
 CONFIGFILES = [str(Path(name).resolve()) for name in listed("configfiles", [])]
-settings = {}
-for name in [str(PROJECT / "config.yaml"), *CONFIGFILES]:
-    update_config(settings, yaml.safe_load(Path(name).read_text(encoding="utf-8")))
-resolve(settings)
-if settings["track"] != "semi_supervised" or not settings["data"]["truth"]:
-    raise ValueError("the comparison needs track: semi_supervised and data.truth, to score with")
+settings = read_config(CONFIGFILES)
+if settings["track"] != "semi_supervised" or not (settings["data"]["truth"] or settings["data"]["openset"]):
+    sys.exit("the comparison needs track: semi_supervised, and data.truth or data.openset, to score with")
 
 SEEDS = listed("seeds", [1, 2, 3])
 MODEL = next(iter(settings["models"]))
 RECIPES = listed("recipes", settings["models"][MODEL]["recipes"][:1])
 ABLATIONS = listed("ablations", applicable(settings))
-# A taxonomy loss needs a taxonomy.
-METHODS = listed("references", [name for name in REFERENCES if settings["data"]["coarse_taxa"] or name != "taxonomy"])
+# A taxonomy loss needs a taxonomy, and some methods cannot look at crops.
+LEFT_OUT = [] if settings["data"]["coarse_taxa"] else ["taxonomy"]
+LEFT_OUT += [] if settings["models"][MODEL]["streams"] == "photo" else PHOTOS_ALONE
+METHODS = listed("references", [name for name in REFERENCES if name not in LEFT_OUT])
 # Threads of each job; as many jobs go side by side as the cores allow.
 THREADS = int(config.get("threads", 1))
 SET = str(config.get("set", "demo"))
 TABLES = Path(config.get("tables", PROJECT / "docs/evidence"))
 # The runs have working folders of their own. The demo draws its photos there.
-PLACES = {key: str(PROJECT / settings["data"][key]) for key in ("root", "truth") if settings["data"]["format"] != "demo"}
+OWN = {} if settings["data"]["format"] == "demo" else settings["data"]
+PLACES = {key: str(PROJECT / OWN[key]) for key in ("root", "truth") if OWN.get(key)}
 FILES = " ".join(f"--configfile {name}" for name in CONFIGFILES)
 PYTHON = f"PYTHONPATH={PROJECT} {sys.executable}"
 
@@ -109,6 +106,8 @@ rule train_reference:
     log:
         "seed{seed}/{reference}_{model}_{recipe}.log",
     threads: THREADS
+    params:
+        code=fingerprint(PROJECT / "benchmarks/accuracy/references.py"),
     shell:
         "cd seed{wildcards.seed} && {PYTHON} -m benchmarks.accuracy.references {FILES} "
         "--configfile seed.yaml --reference {wildcards.reference} --model {wildcards.model} "
@@ -124,6 +123,8 @@ rule run_ablation:
     log:
         "seed{seed}/{ablation}_{model}_{recipe}.log",
     threads: THREADS
+    params:
+        code=fingerprint(PROJECT / "benchmarks/accuracy/ablations.py"),
     shell:
         "{PYTHON} -m benchmarks.accuracy.ablations {FILES} --configfile {input.seed} --ablation {wildcards.ablation} "
         "--folder seed{wildcards.seed} --output {output} --cores {threads} > {log} 2>&1"
@@ -147,6 +148,8 @@ rule collect_seed:
     output:
         expand("seed{{seed}}/tables/{table}.parquet", table=["accuracy", "unlabeled"]),
     threads: THREADS
+    params:
+        code=fingerprint(PROJECT / "benchmarks/accuracy/collect.py"),
     shell:
         "cd seed{wildcards.seed} && {PYTHON} -m benchmarks.accuracy.collect {FILES} "
         "--configfile seed.yaml --output tables --threads {threads}"

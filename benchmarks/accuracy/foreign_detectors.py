@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-import yaml
-from snakemake.utils import update_config
 
+from benchmarks.configuration import read_config, truth_file
 from benchmarks.tables import markdown
 from fieldmark.artifacts import read_table
 from fieldmark.clustering import class_ids_of, known_taxa, paths_by_model, photos_of
-from fieldmark.config import resolve
+from fieldmark.context import ContextTables
 from fieldmark.evaluation import auroc, auroc_interval
 from fieldmark.evidence import class_positions, consistent_classes, propagate_scores, read_scores, weigh_evidence
 from fieldmark.hardware import Hardware
@@ -36,15 +35,18 @@ Scores = np.ndarray
 RECALL = 0.75
 
 
-def logits_of(model: Classifier, paths: list[str], hardware: Hardware) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) unit embeddings and (N, C) logits of the middle view of N photos."""
+def logits_of(
+    model: Classifier, photos: pl.DataFrame, boxes: Sequence[Path], hardware: Hardware
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) unit embeddings and (N, C) logits of the middle view of N photos of a manifest."""
     found: list[np.ndarray] = []
 
     def keep(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
         found.append(output.float().cpu().numpy())
 
     handle = model.head.register_forward_hook(keep)
-    embeddings, _ = infer(model, paths, ViewPlan(), hardware)
+    context = ContextTables(photos, boxes).of(photos["image_id"].to_list(), model.architecture)
+    embeddings, _ = infer(model, photos["path"].to_list(), ViewPlan(), hardware, context=context)
     handle.remove()
     return embeddings, np.concatenate(found)
 
@@ -102,7 +104,7 @@ def simpler_scores(
         scores = read_scores(paths_by_model(shards, "guide/scores"), photos["image_id"], class_ids)
         if share:
             near = settings["propagation_neighbours"]
-            scores = propagate_scores(scores, positions, allowed[combination], near, share)
+            scores = propagate_scores(scores, positions, combination, allowed, near, share)
         evidence = weigh_evidence(scores, positions, combination, allowed, settings["neighbours"])
         columns[name] = evidence.in_class_score
     return photos.filter(split="unlabeled").select("image_id").with_columns(**columns)
@@ -113,14 +115,16 @@ def detector_scores(config: Mapping[str, Any], results: Path, threads: int) -> t
     data = {
         name: read_table(name, results / "data" / f"{name}.parquet") for name in ("manifest", "classes", "rejected")
     }
-    truth = read_truth(config["data"]["truth"], data["manifest"], data["classes"], data["rejected"]["path"].to_list())
+    rejected = data["rejected"]["path"].to_list()
+    truth = read_truth(truth_file(config, results), data["manifest"], data["classes"], rejected)
     photos = data["manifest"].filter(pl.col("image_id").is_in(list(truth)), split="unlabeled").sort("image_id")
     in_class = np.array([truth[image_id] >= 0 for image_id in photos["image_id"]])
     name, model = next(iter(config["models"].items()))
     supervised = load_classifier(results / "baseline" / name / model["recipes"][0] / "model.safetensors")
     hardware = Hardware.of_machine(precision=config["compute"]["precision"], decode_threads=threads)
-    embeddings, logits = logits_of(supervised, photos["path"].to_list(), hardware)
-    labeled, _ = logits_of(supervised, data["manifest"].filter(split="labeled")["path"].to_list(), hardware)
+    boxes = sorted((results / "detection" / "boxes").glob("*.parquet"))
+    embeddings, logits = logits_of(supervised, photos, boxes, hardware)
+    labeled, _ = logits_of(supervised, data["manifest"].filter(split="labeled"), boxes, hardware)
     scores = standard_detectors(logits, embeddings, labeled)
     for number in range(config["rounds"]):
         own = read_table("pseudo_labels", results / f"round{number}" / "pseudo_labels.parquet")
@@ -141,10 +145,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(options.threads)
-    config: dict[str, Any] = {}
-    for file in [Path(__file__).resolve().parent.parent.parent / "config.yaml", *options.configfile]:
-        update_config(config, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-    print(table(*detector_scores(resolve(config), options.results, options.threads)))
+    config = read_config(options.configfile)
+    print(table(*detector_scores(config, options.results, options.threads)))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ AS_LONG_AS_THE_PIPELINE = (
 # No baselines, since the truth chooses their unlabeled photos: without foreign ones these methods are on their own
 # ground, where they were published to gain. What they do there tells whether our short versions work.
 CLOSED_SET = {"fixmatch_in_class": "fixmatch", "freematch_in_class": "freematch"}
+# These see photos alone, without places, dates and crops; a model that looks at crops cannot be trained by them.
+PHOTOS_ALONE = ["fixmatch", "freematch", "fixmatch_in_class", "freematch_in_class", "simclr"]
 # The pipeline half-way, by the stage whose model is fine-tuned.
 HALF_WAY = {"after_pretrain": "pretrain", "after_refine": "refine"}
 # What a user could pick instead; the best of them is what the pipeline has to beat.

@@ -34,7 +34,7 @@ places, dates and crops.
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-import yaml
-from snakemake.utils import update_config
 
 from benchmarks.accuracy.consistency import AdaptiveThreshold, FixedThreshold, Photos, one_phase, train_consistency
 from benchmarks.accuracy.contrastive import train_contrastive
 from benchmarks.accuracy.methods import AS_LONG_AS_THE_PIPELINE, CLOSED_SET, HALF_WAY, REFERENCES
+from benchmarks.configuration import read_config, truth_file
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.clustering import unit_rows
-from fieldmark.config import model_settings, resolve, stage_settings
+from fieldmark.config import model_settings, stage_settings
 from fieldmark.context import ContextTables
 from fieldmark.evaluation import wilson_interval
 from fieldmark.fitting import ModelSettings, Plan, StageSettings
@@ -63,7 +62,6 @@ from fieldmark.truth import read_truth
 from fieldmark.views import Augmentation
 from workflow.scripts.finetune_classifier import finetune_classifier
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
 THRESHOLDS: dict[str, Callable[[int, float], FixedThreshold | AdaptiveThreshold]] = {
     "fixmatch": FixedThreshold,
     "freematch": lambda classes, _: AdaptiveThreshold(classes),
@@ -89,10 +87,14 @@ def in_class_photos(unlabeled: pl.DataFrame, truth: dict[str, int]) -> pl.DataFr
     return unlabeled.filter(pl.col("image_id").is_in(known))
 
 
-def surest_labels(manifest: pl.DataFrame, supervised: Path, hardware: Hardware, count: int) -> pl.DataFrame:
+def surest_labels(
+    manifest: pl.DataFrame, supervised: Path, hardware: Hardware, count: int, boxes: Sequence[str] = ()
+) -> pl.DataFrame:
     """A ``pseudo_labels`` table of the ``count`` photos that a supervised model is surest of."""
     photos = manifest.filter(pl.col("split") == "unlabeled").sort("image_id")
-    _, probabilities = infer(load_classifier(supervised), photos["path"].to_list(), ViewPlan(flip=True), hardware)
+    model = load_classifier(supervised)
+    context = ContextTables(manifest, boxes).of(photos["image_id"].to_list(), model.architecture)
+    _, probabilities = infer(model, photos["path"].to_list(), ViewPlan(flip=True), hardware, context=context)
     confidence = pl.Series("confidence", probabilities.max(axis=1))
     rank = confidence.rank("ordinal", descending=True)
     return photos.select("image_id").with_columns(
@@ -215,7 +217,7 @@ class Reference:
         elif self.name in ("naive", "long_naive"):
             last = self.results / f"round{self.config['rounds'] - 1}" / "pseudo_labels.parquet"
             count = int(read_table("pseudo_labels", last)["selected"].sum())
-            table = surest_labels(manifest, self.supervised, self.hardware, count)
+            table = surest_labels(manifest, self.supervised, self.hardware, count, self.boxes)
         if table is None:
             return None
         write_table(table, "pseudo_labels", self.folder / "pseudo_labels.parquet")
@@ -295,7 +297,7 @@ class Reference:
         """Train, predict the test photos, and print top-1."""
         manifest, classes = (read_table(name, self.table(name)) for name in ("manifest", "classes"))
         rejected = read_table("rejected", self.table("rejected"))["path"].to_list()
-        truth = read_truth(self.config["data"]["truth"], manifest, classes, rejected)
+        truth = read_truth(truth_file(self.config, self.results), manifest, classes, rejected)
         if self.name != "centroid":
             self.train(manifest, truth)
         test = manifest.filter((pl.col("split") == "test") & pl.col("image_id").is_in(list(truth))).sort("image_id")
@@ -323,10 +325,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
-    config: dict[str, Any] = {}
-    for path in [PROJECT / "config.yaml", *options.configfile]:
-        update_config(config, yaml.safe_load(path.read_text(encoding="utf-8")))
-    resolve(config)
+    config = read_config(options.configfile)
     model = options.model or next(iter(config["models"]))
     recipe = options.recipe or config["models"][model]["recipes"][0]
     Reference(config, options.results, options.reference, model, recipe, options.threads).run()
