@@ -71,7 +71,7 @@ def _run(work: Callable[[], None], hardware: Hardware, folder: Path) -> None:
         log.info("started %d processes on %d nodes", hardware.processes, hardware.nodes)
         while None in (codes := [process.poll() for process in started]) and not any(codes):
             # Whichever ends first counts.
-            time.sleep(0.05)  # Python can wait for one process, not for the first of several: look again
+            time.sleep(0.05)  # waiting for the first of several takes Linux 5.3, which clusters may lack
         failed = [number for number, code in enumerate(codes) if code]
     if failed:
         raise ProcessError(_reason(failed, started, hardware, folder))

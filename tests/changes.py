@@ -136,6 +136,13 @@ OTHER = {"backbone": "test_resnet", "weights": "none", "image_size": 48, "recipe
 # What shows how good the key regions are, which no model looks at here.
 MEASURED = only("evaluate_stages", "render_report")
 
+
+def sharded(number: int) -> set[Job]:
+    """What reads shards when there are as many as this: all but ingestion, and what trains on or encodes all photos."""
+    finetuned = {job for job in BASELINE if job.rule == "finetune_classifier"}
+    return all_jobs(shards=number) - finetuned - INGESTION - only("train_detector", "probe_metadata")
+
+
 # (the change, as docs/reruns.md names it; how it is made; the jobs that rerun)
 CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("nothing", append(""), set()),
@@ -162,22 +169,8 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("`start`", configure(start="pretrained"), ROUNDS),
     ("`rounds` from 2 to 3", configure(rounds=3), onwards("extract_features", 2, all_jobs(rounds=3))),
     ("`steps_factor`", configure(steps_factor=2), ROUNDS | BASELINE),
-    (
-        "`shards` from 2 to 3",
-        configure(shards=3),
-        all_jobs(shards=3)
-        - {job for job in BASELINE if job.rule == "finetune_classifier"}
-        - INGESTION
-        - only("train_detector", "probe_metadata"),
-    ),
-    (
-        "`shards` from 2 to 1",
-        configure(shards=1),
-        all_jobs(shards=1)
-        - {job for job in BASELINE if job.rule == "finetune_classifier"}
-        - INGESTION
-        - only("train_detector", "probe_metadata"),
-    ),
+    ("`shards` from 2 to 3", configure(shards=3), sharded(3)),
+    ("`shards` from 2 to 1", configure(shards=1), sharded(1)),
     ("`data.coarse_taxa`", configure(data__coarse_taxa=[]), ALL - only("generate_demo")),
     ("`data.near_duplicate_bits`", configure(data__near_duplicate_bits=2), ALL - only("generate_demo")),
     ("`data.truth`", configure(data__truth=None), only("evaluate_stages", "render_report")),
