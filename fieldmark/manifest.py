@@ -22,6 +22,7 @@ from fieldmark.stage import Progress
 logger = logging.getLogger(__name__)
 
 _HASH_SIDE = 64  # twice the side that the perceptual hash shrinks photos to
+_LEAST_VAL = 2
 _BLOCK = 4096  # photos given to the threads at once: a future for each of millions would fill the memory
 _NO_BOX = pl.lit(None, dtype=pl.Float64)
 _REJECTED = ["path", "reason", "split", pl.col("image_id").alias("candidate_id")]
@@ -89,7 +90,8 @@ def build_manifest(
         workers: decoding threads.
 
     Raises:
-        DataError: if more than ``max_rejected_share`` are unusable, or a class has no usable labeled photo left.
+        DataError: if more than ``max_rejected_share`` are unusable, a class has no usable labeled photo left, or there
+            are fewer than two usable val photos.
     """
     checked, broken = _inspect_all(candidates, root, workers)
     rejected = pl.concat([refused, broken], how="diagonal")
@@ -105,6 +107,12 @@ def build_manifest(
         photos = photos.join(leaked, on="image_id", how="anti")
         rejected = pl.concat([rejected, dropped.select(_REJECTED)])
     check_labeled(photos, classes, str(root), why)
+    val = photos.filter(pl.col("split") == "val").height
+    if val < _LEAST_VAL:
+        raise DataError(
+            f"{root}: {val} val photos are usable, expected at least {_LEAST_VAL}, half to fit votes on, half "
+            "to judge them by; keep more of the labeled photos aside, or have them drawn with data.val_per_class"
+        )
     return Manifest(photos.sort("image_id"), rejected.sort("path", "reason"))
 
 

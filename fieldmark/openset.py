@@ -43,8 +43,8 @@ class OpenSet:
         return self.labeled_per_class + self.val_per_class + self.test_per_class + 1
 
 
-def _generator(seed: int, *names: str) -> np.random.Generator:
-    # One stream per class, so that photos added to one class leave the split of the others as it is.
+def class_stream(seed: int, *names: str) -> np.random.Generator:
+    """Random numbers of one class's own, so that photos added to it leave the draws of the others as they are."""
     digest = hashlib.sha256("\0".join(names).encode()).digest()
     return np.random.Generator(np.random.PCG64([seed, int.from_bytes(digest[:8], "big")]))
 
@@ -82,7 +82,7 @@ def split_openset(
             f"data.openset: {wanted} in-class classes of at least {openset.needed} photos are asked for, but only "
             f"{len(eligible)} of {len(names)} classes have as many; lower in_class_share or the numbers per class"
         )
-    drawn = _generator(seed, "classes").choice(len(eligible), size=wanted, replace=False)
+    drawn = class_stream(seed, "classes").choice(len(eligible), size=wanted, replace=False)
     chosen = {eligible[position] for position in drawn}
     photos = _assign(listing.photos, chosen, openset, seed)
     photos = _with_known_taxa(photos, listing.classes, coarse_taxa)
@@ -98,7 +98,7 @@ def _assign(photos: pl.DataFrame, chosen: set[str], openset: OpenSet, seed: int)
         name = str(label)
         splits = np.full(group.height, "unlabeled", dtype=object)
         if name in chosen:
-            order = _generator(seed, "photos", name).permutation(group.height)
+            order = class_stream(seed, "photos", name).permutation(group.height)
             ends = np.cumsum([openset.labeled_per_class, openset.val_per_class, openset.test_per_class])
             for split, part in zip(("labeled", "val", "test"), np.split(order, ends), strict=False):
                 splits[part] = split

@@ -154,12 +154,18 @@ def test_boxes_are_cut_to_the_photo(root: Path) -> None:
         | dict(zip(("box_x", "box_y", "box_w", "box_h"), boxes[name], strict=True))
         for label, name in (("ant", "1"), ("ant", "2"), ("bee", "3"))
     ]
-    photos.append({"file": "val/ant/5.png", "split": "val", "label": "ant"})
+    photos += [{"file": f"val/{name}.png", "split": "val", "label": "ant"} for name in ("ant/5", "bee/6")]
     listing = make_listing(root, photos, [{"name": "ant"}, {"name": "bee"}], [])
     candidates, classes = to_candidates(listing, [])
     built: Manifest = build_manifest(candidates, classes, listing.refused, root, 0.0, "report", 4, 2)
     found = built.photos.select("box_x", "box_y", "box_w", "box_h").rows()
-    assert found == [(0, 10, 15, 20), (None,) * 4, (1, 2, 3, 4), (None,) * 4]
+    assert found == [(0, 10, 15, 20), (None,) * 4, (1, 2, 3, 4), (None,) * 4, (None,) * 4]
+
+
+def test_one_usable_val_photo_is_not_enough(root: Path) -> None:
+    (root / "val/bee/6.png").write_bytes((root / "val/bee/6.png").read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"1 val photos are usable, expected at least 2, .* data\.val_per_class"):
+        ingest(root, share=0.5)
 
 
 def test_openset_ingest(tmp_path: Path) -> None:
@@ -181,6 +187,18 @@ def test_openset_ingest(tmp_path: Path) -> None:
     assert set(table["class_id"]) == {"-1", *classes["name"]}
     with pytest.raises(DataError, match="needs a seed"):
         ingest(root, openset=plan)
+
+
+def test_val_photos_held_out_at_ingest(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for seed in range(12):
+        draw(root / "labeled" / f"class{seed % 2}" / f"{seed}.png", seed)
+    with pytest.raises(DataError, match=r"val split has no photos; .* drawn with data\.val_per_class: 2"):
+        ingest(root)
+    manifest, classes, _ = ingest(root, val_per_class=2, seed=1)
+    counts = manifest.group_by("split", "class_id").len().sort("split", "class_id").rows()
+    assert counts == [("labeled", 0, 4), ("labeled", 1, 4), ("val", 0, 2), ("val", 1, 2)]
+    assert classes["labeled_count"].to_list() == [4, 4]
 
 
 def test_shards(root: Path) -> None:

@@ -239,12 +239,38 @@ def test_folder_faults(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
+def test_ids_lose_a_photos_suffix_alone_and_clashes_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "labeled/bee/m.12", "labeled/bee/m.13", "labeled/owl/1.jpg", "val/bee/v.1.JPG")
+    candidates, _ = to_candidates(read_folder(tmp_path), [])
+    assert candidates["image_id"].to_list() == ["labeled/bee/m.12", "labeled/bee/m.13", "labeled/owl/1", "val/bee/v.1"]
+    touch(tmp_path, "labeled/bee/m.12.png", "labeled/owl/1.png", "val/bee/v.1.png")
+    with pytest.raises(
+        DataError, match=r"'labeled/bee/m\.12' occurs twice: .* and so do 2 others; list each photo once"
+    ):
+        to_candidates(read_folder(tmp_path), [])
+
+
+def test_what_was_refused_is_told_where_something_is_missing(tmp_path: Path) -> None:
+    touch(tmp_path, "labeled/bee/1.jpg", "labeled/owl/1.heic", "labeled/owl/2.heic")
+    refused = (
+        r" \(2 files or folders were refused, such as 'labeled/owl/1\.heic': HEIC is not read; convert it to JPEG\)"
+    )
+    with pytest.raises(DataError, match=f"the val split has no photos{refused}; it needs some"):
+        to_candidates(read_folder(tmp_path), [])
+    touch(tmp_path, "val/bee/1.jpg")
+    with pytest.raises(DataError, match=f"no usable labeled photo: 'owl'{refused}; add one or remove the class"):
+        to_candidates(read_folder(tmp_path), [])
+
+
 def test_list_photos_odd_entries(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     touch(root, "a/1.jpg", "a/new\nline.jpg", "a/no_suffix", "a/.hidden.jpg", "a/._1.jpg")
     touch(outside, "o.jpg")
     (root / "a/notes.txt").write_text("not a photo")
     (root / "a/phone.HEIC").write_bytes(b"\0\0\0 ftypheic")
+    # A raw file that begins as a TIFF file does; one whose JPEG lies beside it is passed over.
+    for name in ("a/raw.NEF", "a/1.CR2"):
+        (root / name).write_bytes(b"II*\0")
     (root / "a/loop").symlink_to(root / "a")
     (root / "a/self.jpg").symlink_to(root / "a/self.jpg")
     (root / "a/self").symlink_to(root / "a/self")
@@ -260,6 +286,7 @@ def test_list_photos_odd_entries(tmp_path: Path) -> None:
         ("a/caf\\xe9.jpg", "its name is not UTF-8"),
         ("a/loop", "a loop of links"),
         ("a/phone.HEIC", "HEIC is not read; convert it to JPEG"),
+        ("a/raw.NEF", "NEF is not read; convert it to JPEG"),
     ]
     assert list_photos(root, root / "absent") == ([], [])
 

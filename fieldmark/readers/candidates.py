@@ -10,6 +10,7 @@ from unicodedata import normalize
 import polars as pl
 
 from fieldmark.artifacts import TAXA
+from fieldmark.readers.files import PHOTO_SUFFIXES
 from fieldmark.readers.listing import DataError, Listing
 from fieldmark.readers.places import clean_places
 
@@ -40,12 +41,12 @@ def to_candidates(listing: Listing, coarse_taxa: Sequence[str]) -> tuple[pl.Data
         DataError: for paths that leave the root, ids that occur twice, unknown classes, empty splits, fewer than two
             classes, or classes without a labeled photo.
     """
-    where = str(listing.root)
+    where, refusals = str(listing.root), _told(listing.refused)
     unknown = sorted(set(coarse_taxa) - set(TAXA))
     if unknown:
         raise DataError(f"data.coarse_taxa: expected some of {', '.join(TAXA)}; found {', '.join(unknown)}")
     classes = listing.classes.with_row_index("class_id").with_columns(pl.col("class_id").cast(pl.Int32))
-    _check_classes(classes, listing.photos, where)
+    _check_classes(classes, listing.photos, where, refusals)
     folder = listing.root.as_posix()
     inside = [relative_path(file, listing.root) for file in listing.photos["file"]]
     photos = listing.photos.with_columns(
@@ -53,7 +54,7 @@ def to_candidates(listing: Listing, coarse_taxa: Sequence[str]) -> tuple[pl.Data
         pl.Series("path", [f"{folder}/{file}" for file in inside], dtype=pl.String),
     )
     _check_ids(photos)
-    _check_labels(photos, classes, where)
+    _check_labels(photos, classes, where, refusals)
     of_class = classes.select(pl.col("name").alias("label"), "class_id", *(pl.col(t).alias(f"class_{t}") for t in TAXA))
     photos = photos.join(of_class, on="label", how="left")
     known = pl.col("split").is_in(["labeled", "val"])
@@ -73,8 +74,12 @@ def _taxon(taxon: str, allowed: bool) -> pl.Expr:
 
 
 def image_id_of(relative: str) -> str:
-    """The id of the photo with this normal path relative to the root: the path without its suffix."""
-    return str(PurePosixPath(relative).with_suffix(""))
+    """The id of the photo with this normal path relative to the root: the path without a photo's suffix.
+
+    What else follows a dot belongs to the name: ``moth.12`` and ``moth.13``, two files without suffix, are two photos.
+    """
+    path = PurePosixPath(relative)
+    return str(path.with_suffix("") if path.suffix.lower() in PHOTO_SUFFIXES else path)
 
 
 def relative_path(file: str, root: Path) -> str:
@@ -112,13 +117,31 @@ def check_labeled(photos: pl.DataFrame, classes: pl.DataFrame, where: str, why: 
         )
 
 
-def _check_classes(classes: pl.DataFrame, photos: pl.DataFrame, where: str) -> None:
-    for split, need in (("labeled", "to learn from"), ("val", "to choose the ensemble's weights by")):
-        if photos.filter(pl.col("split") == split).is_empty():
-            raise DataError(f"{where}: the {split} split has no photos; it needs some {need}")
-    for split in ("unlabeled", "test"):
-        if photos.filter(pl.col("split") == split).is_empty():
-            logger.warning("%s: the %s split has no photos", where, split)
+def _told(refused: pl.DataFrame) -> str:
+    """Why files were refused, for errors on what is missing without them."""
+    if refused.is_empty():
+        return ""
+    path, reason = refused.sort("path").row(0)
+    return f" ({refused.height} files or folders were refused, such as {path!r}: {reason})"
+
+
+def _check_classes(classes: pl.DataFrame, photos: pl.DataFrame, where: str, refusals: str) -> None:
+    needed = {
+        "labeled": "to learn from",
+        "val": "to choose the ensemble's weights by: keep a few photos of each class aside, or let them be drawn with "
+        "data.val_per_class: 2",
+    }
+    useful = {
+        "unlabeled": "only track: supervised can do without",
+        "test": "results/submission.csv will name none",
+    }
+    present = set(photos["split"])
+    for split, need in needed.items():
+        if split not in present:
+            raise DataError(f"{where}: the {split} split has no photos{refusals}; it needs some {need}")
+    for split, without in useful.items():
+        if split not in present:
+            logger.warning("%s: the %s split has no photos; %s", where, split, without)
     if classes.height < 2:
         raise DataError(f"{where}: expected at least two classes, found {classes['name'].to_list()}")
     if "-1" in classes["name"]:
@@ -132,13 +155,15 @@ def _check_ids(photos: pl.DataFrame) -> None:
     twice = photos.filter(pl.col("image_id").is_duplicated()).sort("image_id", "file")
     if not twice.is_empty():
         first, second = twice["file"][:2]
+        count = twice["image_id"].n_unique()
+        others = f", and so do {count - 1} others" if count > 1 else ""
         raise DataError(
-            f"image_id {twice['image_id'][0]!r} occurs twice: {first!r} and {second!r}; list each photo once, and "
-            "let no two differ in the suffix alone"
+            f"image_id {twice['image_id'][0]!r} occurs twice: {first!r} and {second!r}{others}; list each photo once, "
+            "and let no two differ in the suffix alone"
         )
 
 
-def _check_labels(photos: pl.DataFrame, classes: pl.DataFrame, where: str) -> None:
+def _check_labels(photos: pl.DataFrame, classes: pl.DataFrame, where: str, refusals: str) -> None:
     needing = photos.filter(pl.col("split").is_in(["labeled", "val"]))
     without = needing.filter(pl.col("label").is_null())
     if not without.is_empty():
@@ -158,4 +183,4 @@ def _check_labels(photos: pl.DataFrame, classes: pl.DataFrame, where: str) -> No
     labeled = photos.filter(pl.col("split") == "labeled").join(
         classes.select("class_id", label="name"), on="label", how="left"
     )
-    check_labeled(labeled, classes, where)
+    check_labeled(labeled, classes, where, refusals)

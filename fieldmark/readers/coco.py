@@ -1,6 +1,7 @@
 """COCO-like JSON, one file per split, as iNaturalist 2017–2021 and Semi-Aves publish it; the drawn demo set too."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -104,7 +105,9 @@ def _annotate(rows: dict[str, Row], document: dict[str, object], split: str, whe
             row["label"] = label
         if entry.get("bbox") is not None:
             x, y, width, height = _box(entry["bbox"], here)
-            area = width * height
+            # A box that cannot be used must not stand in the way of one that can.
+            usable = all(map(math.isfinite, (x, y, width, height))) and width > 0 and height > 0
+            area = width * height if usable else -1.0
             if key not in areas or area > areas[key]:
                 areas[key] = area
                 row.update({"box_x": x, "box_y": y, "box_w": width, "box_h": height})

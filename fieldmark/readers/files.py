@@ -84,6 +84,9 @@ def subfolders(folder: Path) -> list[str]:
 def list_photos(root: Path, folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """Every photo below ``folder``, by suffix or, failing that, by the first bytes; hidden files are left out.
 
+    A format that is not read is refused, except where the same photo lies beside it in one that is, as cameras leave a
+    raw file beside its JPEG.
+
     Args:
         root: the data folder, which links may not leave.
         folder: where to look, inside ``root``; it may be absent.
@@ -98,6 +101,7 @@ def list_photos(root: Path, folder: Path) -> tuple[list[str], list[tuple[str, st
     found: list[str] = []
     refused: list[tuple[str, str]] = []
     ignored: list[str] = []
+    twins: list[str] = []
     home = os.path.realpath(root)
 
     def enter(entry: os.DirEntry[str], name: str, above: frozenset[str]) -> None:
@@ -115,6 +119,7 @@ def list_photos(root: Path, folder: Path) -> tuple[list[str], list[tuple[str, st
                 visit(entries, above | {real})
 
     def visit(entries: list[os.DirEntry[str]], above: frozenset[str]) -> None:
+        read = {Path(entry.name).stem for entry in entries if _suffix(entry.name) in PHOTO_SUFFIXES}
         for entry in entries:
             name = Path(entry.path).relative_to(root).as_posix()
             if entry.name.startswith("."):
@@ -123,17 +128,27 @@ def list_photos(root: Path, folder: Path) -> tuple[list[str], list[tuple[str, st
                 refused.append((shown(name), "its name is not UTF-8"))
             elif _is_folder(entry):
                 enter(entry, name, above)
-            elif Path(name).suffix.lower() in PHOTO_SUFFIXES or _looks_like_photo(entry):
+            elif _suffix(name) in UNREAD_SUFFIXES:
+                # Asked before the first bytes: many raw formats begin like a TIFF file, whose picture is a thumbnail.
+                if Path(name).stem in read:
+                    twins.append(name)
+                else:
+                    refused.append((name, f"{_suffix(name)[1:].upper()} is not read; convert it to JPEG"))
+            elif _suffix(name) in PHOTO_SUFFIXES or _looks_like_photo(entry):
                 found.append(name)
-            elif Path(name).suffix.lower() in UNREAD_SUFFIXES:
-                refused.append((name, f"{Path(name).suffix[1:].upper()} is not read; convert it to JPEG"))
             else:
                 ignored.append(name)
 
     visit(_top(folder), frozenset({os.path.realpath(folder)}))
+    if twins:
+        logger.info("%s: %d files are passed over for the same photo beside them, as %s", folder, len(twins), twins[0])
     if ignored:
         logger.info("%s: %d other files are not photos, such as %s", folder, len(ignored), ignored[0])
     return sorted(found), refused
+
+
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
 
 
 def is_utf8(name: str) -> bool:

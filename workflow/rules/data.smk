@@ -43,7 +43,8 @@ rule ingest_photos:
     resources:
         **job_resources(),
     params:
-        **({"seed": config["seed"]} if OPENSET else {}),
+        # Of the draws, where there are any.
+        **({"seed": config["seed"]} if OPENSET or config["data"]["val_per_class"] else {}),
         data=section("data", "truth"),
         code=fingerprint("ingest_photos"),
     script:

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from fieldmark.artifacts import write_atomically, write_table
+from fieldmark.holdout import hold_out
 from fieldmark.leaks import Leaks
 from fieldmark.manifest import build_manifest
 from fieldmark.openset import OpenSet, split_openset
@@ -37,6 +38,7 @@ def ingest_photos(
     dataset: str | None = None,
     parts: Sequence[Mapping[str, str | bool]] = ({},),
     download: bool = False,
+    val_per_class: int = 0,
     openset: Mapping[str, float] | None = None,
     seed: int | None = None,
     truth: str | None = None,
@@ -60,8 +62,9 @@ def ingest_photos(
         dataset: torchvision: the data set's class name.
         parts: torchvision: keyword arguments of each part of the data set.
         download: torchvision: whether it may download what is missing.
+        val_per_class: labeled photos of each class that are held out as val; 0: the source has val photos.
         openset: fields of :class:`fieldmark.openset.OpenSet` to split a fully labeled data set; otherwise None.
-        seed: of the open-set split.
+        seed: of the open-set split, or of the val photos held out.
         truth: target of the open-set split's truth, CSV.
 
     Raises:
@@ -87,6 +90,10 @@ def ingest_photos(
         plan = OpenSet(in_class_share=openset["in_class_share"], **sizes)
         listing, hidden = split_openset(listing, plan, seed, coarse_taxa)
         write_atomically(Path(truth), hidden.write_csv)
+    if val_per_class:
+        if seed is None:
+            raise DataError("data.val_per_class: the draw needs a seed")
+        listing = hold_out(listing, val_per_class, seed)
     candidates, known = to_candidates(listing, coarse_taxa)
     refused = listing.refused.with_columns(pl.format("{}/{}", pl.lit(listing.root.as_posix()), "path").alias("path"))
     result = build_manifest(
