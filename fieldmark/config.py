@@ -7,6 +7,7 @@ import copy
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import jsonschema
 from jsonschema.protocols import Validator
 
-from fieldmark.weights_policy import known_lists, refusals
+from fieldmark.contradictions import STAGES, contradictions
 
 SCHEMA_FILE = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.json"
-STAGES = ("pretrain", "guide", "refine")
+# A number to everyone but YAML 1.1.
+_EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
@@ -55,20 +57,41 @@ def _key(path: Any) -> str:
     return text or "(top level)"
 
 
+def _odd_keys(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Keys that are no text, with where they stand: YAML takes a bare 3, or yes, for something else."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            if isinstance(name, str):
+                yield from _odd_keys(part, (*path, name))
+            else:
+                yield _key(path), name
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            yield from _odd_keys(part, (*path, number))
+
+
 def _explain(error: jsonschema.ValidationError) -> str:
     if error.validator == "anyOf":
         # The alternative that is meant is the one whose type fits; what is wrong inside it says more than its name.
-        inner = [part for part in error.context or () if part.validator != "type" or len(part.relative_path) > 0]
+        parts = error.context or ()
+        inner = [part for part in parts if part.validator not in ("type", "const") or len(part.relative_path) > 0]
         if inner:
             return "\n  ".join(map(_explain, inner))
+        wanted = " or ".join(str(part.validator_value) for part in parts)
+        return f"{_key(error.absolute_path)}: expected {wanted}, found {error.instance!r}"
     key = _key(error.absolute_path)
+    if error.validator == "required":
+        missing = next(name for name in error.validator_value if name not in error.instance)
+        # Who wants to change one key of a phase finds all others gone.
+        why = "; a list in your file replaces the whole list of config.yaml" if "phases" in error.absolute_path else ""
+        return f"{key}: expected the key {missing!r}, which is missing{why}"
     hint = error.schema.get("description") if isinstance(error.schema, Mapping) else None
     hint = f" ({hint})" if hint else ""
     if error.validator == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
         lines = []
-        for name in sorted(set(error.instance) - set(known)):
-            close = difflib.get_close_matches(str(name), known, n=1)
+        for name in sorted(error.instance.keys() - set(known)):
+            close = difflib.get_close_matches(name, known, n=1)
             guess = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
             where = name if key == "(top level)" else f"{key}.{name}"
             lines.append(f"{where}: unknown key; {guess}")
@@ -76,6 +99,10 @@ def _explain(error: jsonschema.ValidationError) -> str:
     if error.validator == "type":
         kinds = error.validator_value
         wanted = kinds if isinstance(kinds, str) else " or ".join(kinds)
+        if "number" in wanted and isinstance(error.instance, str) and _EXPONENT.fullmatch(error.instance):
+            hint = (
+                f" (YAML takes it for text: write {float(error.instance):.6f}".rstrip("0") + ", or a dot before the e)"
+            )
         return f"{key}: expected {wanted}, found {error.instance!r}{hint}"
     if error.validator == "enum":
         return f"{key}: expected one of {', '.join(map(str, error.validator_value))}; found {error.instance!r}{hint}"
@@ -88,78 +115,6 @@ def _explain(error: jsonschema.ValidationError) -> str:
         }
         return f"{key}: expected {words[str(error.validator)]} {error.validator_value}, found {error.instance!r}{hint}"
     return f"{key}: {error.message}{hint}"
-
-
-def _contradictions(config: Mapping[str, Any]) -> Iterator[str]:
-    """What no schema can say: keys that exclude or require one another."""
-    data = config["data"]
-    low, high = config["demo"]["labeled_per_class"]
-    if low > high:
-        yield f"demo.labeled_per_class: expected [fewest, most], found [{low}, {high}]"
-    if data["format"] == "demo" and config["track"] == "semi_supervised" and not config["demo"]["unlabeled"]:
-        yield "demo.unlabeled: expected at least 1, because track is semi_supervised; found 0"
-    if data["format"] == "torchvision" and not (data["dataset"] and data["openset"]):
-        yield "data.dataset, data.openset: expected both, because data.format is torchvision"
-    if data["openset"] and data["truth"]:
-        yield f"data.truth: expected null, because data.openset makes the truth itself; found {data['truth']!r}"
-    select = config["select"]
-    if (select["min_in_class_score"] is None) == (select["selected_share"] is None):
-        yield "select: expected exactly one of min_in_class_score and selected_share, the other one null"
-    if data["format"] != "demo" and data["root"] == "results/demo":
-        yield f"data.root: expected the folder of your photos, because data.format is {data['format']}"
-    if data["format"] != "demo" and data["truth"] == "results/demo/truth.csv":
-        yield f"data.truth: expected null or a CSV file of your own, because data.format is {data['format']}"
-    if config["submission"]["layout"] == "inat":
-        if config["predict"]["top_k"] < 5:
-            yield f"predict.top_k: expected at least 5 for submission.layout inat, found {config['predict']['top_k']}"
-        if data["format"] == "coco" and not (isinstance(data["annotations"], dict) and "test" in data["annotations"]):
-            yield "data.annotations.test: expected the JSON of the test photos, for submission.layout inat"
-    detection = config["detection"]
-    if detection["weights"] == "package" and detection["backbone"] != "tf_efficientnet_lite0":
-        yield (
-            "detection.weights: package holds the weights of tf_efficientnet_lite0, not of "
-            f"{detection['backbone']}; expected hub, none or a file"
-        )
-    networks = {f"models.{name}": model for name, model in config["models"].items()}
-    if detection["method"] != "none":
-        other = detection["detector"] if detection["method"] == "detector" else None
-        networks["detection"] = {**detection, "weights": other or detection["weights"]}
-    lists = {**known_lists(), **config["weights_policies"]}
-    yield from refusals(networks, config["weights_policy"], lists)
-    mixed = [key for key in ("mixup", "cutmix") if config["augmentation"][key]]
-    for name, stage in [*((name, config[name]) for name in STAGES), *config["recipes"].items()]:
-        if mixed and stage["prototype_strength"]:
-            yield (
-                f"augmentation.{mixed[0]}: expected 0, because {name} has prototypes (prototype_strength), which are "
-                "means of photos of one class"
-            )
-    yield from _unknown_shares(config)
-    for name, model in config["models"].items():
-        for recipe in model["recipes"]:
-            if recipe not in config["recipes"]:
-                known = ", ".join(config["recipes"])
-                yield f"models.{name}.recipes: {recipe!r} is not defined under recipes: (found {known})"
-        if model["weights"] == "package" and model["backbone"] != "tf_efficientnet_lite0":
-            yield (
-                f"models.{name}.weights: package holds the weights of tf_efficientnet_lite0, not of "
-                f"{model['backbone']}; expected hub, none or a file"
-            )
-        for section in model["overrides"]:
-            if section not in (*STAGES, *config["recipes"]):
-                yield f"models.{name}.overrides.{section}: expected one of {', '.join((*STAGES, *config['recipes']))}"
-
-
-def _unknown_shares(config: Mapping[str, Any]) -> Iterator[str]:
-    """Shares of kinds of photos that a stage does not have; its batches would leave them out."""
-    kinds = {"pretrain": ("clusters",), "guide": ("labeled", "foreign"), "refine": ("clusters",)}
-    stages = {**{name: config[name] for name in kinds}, **{f"recipes.{k}": v for k, v in config["recipes"].items()}}
-    for name, stage in stages.items():
-        known = kinds.get(name, ("labeled", "pseudo", "unlabeled"))
-        for number, phase in enumerate(stage["phases"]):
-            for kind in phase["shares"]:
-                if kind not in known:
-                    where = f"{name}.phases[{number}].shares.{kind}"
-                    yield f"{where}: expected shares of {', '.join(known)}, the photos of this stage; found {kind!r}"
 
 
 def resolve(config: dict[str, Any]) -> dict[str, Any]:
@@ -178,12 +133,19 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
         # An overriding file removes an entry of config.yaml by setting it to null.
         if isinstance(config.get(section), dict):
             config[section] = {name: entry for name, entry in config[section].items() if entry is not None}
+    problems = [f"{key}: expected names as keys, found {name!r}" for key, name in _odd_keys(config)]
+    if problems:
+        raise ConfigError("the configuration cannot be used:\n  " + "\n  ".join(problems))
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     validator = _filling_defaults(jsonschema.Draft202012Validator)(schema)
     errors = sorted(validator.iter_errors(config), key=lambda error: list(map(str, error.absolute_path)))
-    problems = [_explain(error) for error in errors] or list(_contradictions(config))
+    problems = [_explain(error) for error in errors] or list(contradictions(config))
     if problems:
         raise ConfigError("the configuration cannot be used:\n  " + "\n  ".join(problems))
+    # As a shell would have it.
+    for key in ("root", "truth"):
+        if config["data"][key]:
+            config["data"][key] = str(Path(config["data"][key]).expanduser())
     if config["submission"]["layout"] == "auto":
         competition = config["data"]["format"] in ("semi_inat", "demo")
         config["submission"]["layout"] = "semi_inat" if competition else "simple"
@@ -207,12 +169,14 @@ def model_settings(config: Mapping[str, Any], model: str) -> dict[str, Any]:
 def stage_settings(config: Mapping[str, Any], model: str, stage: str) -> dict[str, Any]:
     """How ``model`` trains in ``stage`` (pretrain, guide, refine or a recipe): the fields of ``StageSettings``.
 
-    A model's ``overrides`` replace single keys in every phase of the stage; ``steps_factor`` then multiplies the steps.
+    A model's ``overrides`` replace single keys in every phase of the stage; the stage's own ``steps_factor`` and the
+    general one then multiply the steps.
     """
     settings = config[stage] if stage in STAGES else config["recipes"][stage]
     overrides = config["models"][model]["overrides"].get(stage, {})
     phases = [{"name": stage, **phase, **overrides} for phase in settings["phases"]]
-    longer = [{**phase, "steps": max(1, round(phase["steps"] * config["steps_factor"]))} for phase in phases]
+    factor = config["steps_factor"] * settings["steps_factor"]
+    longer = [{**phase, "steps": max(1, round(phase["steps"] * factor))} for phase in phases]
     return {"prototype_strength": settings["prototype_strength"], "phases": in_order(longer)}
 
 

@@ -88,6 +88,15 @@ class Task:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
+def teaching_parts(task: Task, phase: Phase) -> dict[str, np.ndarray]:
+    """The parts whose photos add to the loss of a phase: without its marginal loss only those with targets."""
+    return {
+        name: rows
+        for name, rows in task.parts.items()
+        if phase.marginal_weight > 0 or not len(rows) or task.photos.target[rows].max() >= 0
+    }
+
+
 def fit(
     task: Task,
     source: str,
@@ -154,15 +163,16 @@ def _fit(
         own = dict(settings)
         balanced, shares = own.pop("balanced"), own.pop("shares")
         phase = Phase(**own)
+        parts = teaching_parts(task, phase)
         sampler = mixed_sampler(
             task.photos,
-            task.parts,
+            parts,
             shares,
             balanced=balanced,
             batch_size=phase.batch_size,
             seed=seed * 1000 + number,
         )
-        seen = times_seen(task.parts, shares, phase.steps * phase.batch_size)
+        seen = times_seen(parts, shares, phase.steps * phase.batch_size)
         told = ", ".join(f"{name} {times:.1f} times" for name, times in seen.items())
         log.info("%s: %d steps of %d photos see each photo of %s", phase.name, phase.steps, phase.batch_size, told)
         if min(seen.values()) < 1:

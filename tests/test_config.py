@@ -166,8 +166,47 @@ def test_values_that_are_given_are_kept() -> None:
         ("models", {"a/b": minimal()["models"]["m"]}, "models: 'a/b' does not match"),
         ("recipes", {"probe": {"phases": [PHASE]}}, "recipes: 'probe' should not be valid"),
         # Something missing.
-        ("data", {"format": "folder"}, "data: 'root' is a required property"),
-        ("guide.phases", [{"steps": 4}], "guide.phases[0]: 'learning_rate' is a required property"),
+        ("data", {"format": "folder"}, "data: expected the key 'root', which is missing"),
+        ("guide.phases", [{"steps": 4}], "guide.phases[0]: expected the key 'learning_rate', which is missing; a list"),
+        (
+            "guide.phases",
+            [{"steps": 4, "learning_rate": "1e-4"}],
+            "guide.phases[0].learning_rate: expected number, found '1e-4' (YAML takes it for text: write 0.0001, or",
+        ),
+        (
+            "data",
+            {"format": "table", "root": "x"},
+            "data.annotations: expected a table below data.root, because data.format",
+        ),
+        (
+            "data",
+            {"format": "coco", "root": "x", "annotations": {"labeled": "a.json"}},
+            "data.annotations: expected a JSON file for labeled and val, because data.format is coco",
+        ),
+        ("data.val_per_class", -1, "data.val_per_class: expected at least 0, found -1"),
+        (
+            "models.m.streams",
+            "photo_and_crop",
+            "models.m.streams: photo_and_crop needs key regions: set detection.method",
+        ),
+        (
+            "recipes.plain.phases",
+            [{"steps": 4, "learning_rate": 0.1, "shares": {"unlabeled": 0.5}}],
+            "recipes.plain.phases[0].shares.unlabeled: expected 0, because recipes.plain.phases[0].marginal_weight",
+        ),
+        (
+            "models.m.overrides",
+            {"guide": {"shares": {"labeled": 0.5, "pseudo": 0.5}}},
+            "models.m.overrides.guide.shares.pseudo: expected shares of labeled, foreign, the photos of this stage",
+        ),
+        (
+            "recipes.plain.phases.0.shares",
+            {"labeled": 0, "pseudo": 0},
+            "recipes.plain.phases[0].shares: expected one above 0, found none",
+        ),
+        ("resources.gpus", "4", "resources.gpus: expected integer or auto, found '4'"),
+        ("data.annotations", 7, "data.annotations: expected string or object or null, found 7"),
+        ("cluster", {3: 4, "foo": 1}, "cluster: expected names as keys, found 3"),
         # Contradictions.
         ("models.m.recipes", ["plane"], "models.m.recipes: 'plane' is not defined under recipes: (found plain)"),
         ("models.m.weights", "package", "models.m.weights: package holds the weights of tf_efficientnet_lite0, not of"),
@@ -220,6 +259,7 @@ def test_the_inat_submission_needs_the_annotations_of_the_test_photos(annotation
 def test_the_submission_is_laid_out_as_the_data_are(kind: str, layout: str) -> None:
     config = minimal()
     put(config, "data.format", kind)
+    put(config, "data.annotations", "photos.csv" if kind == "table" else None)
     assert resolve(copy.deepcopy(config))["submission"]["layout"] == layout
     put(config, "submission.layout", "inat")
     assert resolve(config)["submission"]["layout"] == "inat"
@@ -238,6 +278,21 @@ def test_one_factor_lengthens_every_stage() -> None:
     resolve(config)
     steps = {stage: stage_settings(config, "m", stage)["phases"][0]["steps"] for stage in (*STAGES, "plain")}
     assert steps == {"pretrain": 12, "guide": 8, "refine": 12, "plain": 12}  # of 5 and 3, rounded to even halves
+
+
+def test_a_stages_own_factor_lengthens_it_beside_the_general_one() -> None:
+    config = minimal()
+    put(config, "steps_factor", 2)
+    put(config, "recipes.plain.steps_factor", 3)
+    resolve(config)
+    assert [stage_settings(config, "m", stage)["phases"][0]["steps"] for stage in ("guide", "plain")] == [10, 30]
+
+
+def test_a_tilde_stands_for_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    config = minimal()
+    put(config, "data.root", "~/orchids")
+    assert resolve(config)["data"]["root"] == "/home/ann/orchids"
 
 
 def test_null_removes_a_model_or_recipe() -> None:

@@ -14,10 +14,11 @@ import torch
 from fieldmark import hardware, training
 from fieldmark.artifacts import SCHEMAS, read_table, write_table
 from fieldmark.context import ContextTables
-from fieldmark.fitting import ModelSettings, Plan, StageSettings, Task, fit
+from fieldmark.fitting import ModelSettings, Plan, StageSettings, Task, fit, teaching_parts
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
 from fieldmark.models import load_classifier
+from fieldmark.phases import Phase
 from fieldmark.photosets import PhotoSet
 from fieldmark.views import Augmentation
 from workflow.scripts.finetune_classifier import finetune_classifier
@@ -90,6 +91,15 @@ def test_prototypes_weigh_by_class_count(task: Task, targets: tuple[Path, Path])
     assert blend is not None
     torch.testing.assert_close(blend.share, torch.tensor([1.0, 0.5, 0.25]))
     assert blend.prototypes.any(dim=1).all()
+
+
+def test_photos_without_targets_are_drawn_only_where_the_marginal_loss_is_on(toy: PhotoSet) -> None:
+    photos = dataclasses.replace(toy, target=np.where(np.arange(12) < 8, toy.target, -1))
+    parts = {"labeled": np.arange(4), "pseudo": np.arange(4, 8), "unlabeled": np.arange(8, 12), "foreign": np.arange(0)}
+    task = Task(photos, parts, 3)
+    phase = {key: value for key, value in PHASE.items() if key not in ("balanced", "shares")}
+    assert list(teaching_parts(task, Phase(**phase))) == ["labeled", "pseudo", "foreign"]
+    assert list(teaching_parts(task, Phase(**{**phase, "marginal_weight": 0.5}))) == list(parts)
 
 
 def changed(plan: Plan, change: str) -> Plan:
