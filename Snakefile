@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.utils import min_version
 
 min_version("9.27")
 
 from fieldmark.config import ConfigError, in_order, model_settings, resolve, stage_settings, threads_and_gpus
 from fieldmark.fingerprint import fingerprint
+from fieldmark.source import check_source, record_source
 
 
 # Beside this file, so that a run may have its results in any folder: snakemake -s …/Snakefile --directory there
@@ -22,6 +24,7 @@ configfile: Path(workflow.basedir) / "config.yaml"
 
 try:
     resolve(config)
+    check_source(config)
 except ConfigError as problem:
     sys.exit(str(problem))
 # The demo draws its own.
@@ -54,3 +57,15 @@ onstart:
             "results/ cannot be written: its file system is read-only, or its permissions forbid it. Mount it for "
             "writing, or run in a copy of the project that you may write to. Nothing has been changed"
         )
+    if workflow.non_local_exec and config["resources"]["gpus"] == "auto":
+        raise WorkflowError(
+            "resources.gpus: expected a number, because jobs run on other machines: auto looks at the one that Snakemake "
+            "was started on. Write how many a node has, or 0 to train on CPUs"
+        )
+    offered = workflow.global_resources.get("gpu")
+    if offered is not None and GPUS > offered.value:
+        logger.warning(
+            f"resources.gpus: of the {GPUS} GPUs for each training job, Snakemake has {offered.value} to hand out. If this "
+            f"machine has more, add --resources gpu={GPUS}"
+        )
+    record_source(config)

@@ -97,3 +97,19 @@ def test_a_job_on_several_nodes_starts_its_processes_itself(project: Project, tm
         "mpi": "srun",
     }
     assert "gpu" not in training and needs["predict_photos"]["gpu"] == "1" and "nodes" not in needs["predict_photos"]
+
+
+def test_on_a_cluster_the_number_of_gpus_must_be_told(project: Project) -> None:
+    call = project.snakemake(
+        "--executor", "slurm", "--jobs", "1", "--configfile", TINY, "--config", "resources={gpus: auto}"
+    )
+    assert call.returncode != 0
+    assert "resources.gpus: expected a number, because jobs run on other machines" in call.stdout
+
+
+def test_fewer_gpus_to_hand_out_than_asked_for_are_told(project: Project, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "copy")
+    (tmp_path / "gpus.yaml").write_text("resources: {gpus: 4}", encoding="utf-8")
+    files = ("--configfile", TINY, str(tmp_path / "gpus.yaml"))
+    text = copy.succeed("--cores", "1", *files, "--", "results/demo/truth.csv")
+    assert "of the 4 GPUs for each training job, Snakemake has 1 to hand out" in text and "--resources gpu=4" in text

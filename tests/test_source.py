@@ -1,0 +1,39 @@
+"""Results of one data set are not overwritten by another."""
+
+from pathlib import Path
+
+import pytest
+
+from fieldmark.config import ConfigError
+from fieldmark.source import MANIFEST, RECORD, check_source, record_source
+from tests.project import TINY, fresh_project
+
+ORCHIDS = {"data": {"format": "folder", "root": "/data/orchids"}}
+DEMO = {"data": {"format": "demo", "root": "results/demo"}}
+
+
+def test_results_of_other_photos_are_refused(tmp_path: Path) -> None:
+    check_source(DEMO, tmp_path)
+    record_source(ORCHIDS, tmp_path)
+    check_source(DEMO, tmp_path)  # nothing was read in yet, so nothing is lost
+    (tmp_path / MANIFEST).write_bytes(b"")
+    check_source({"data": {**ORCHIDS["data"], "leaks": "drop"}}, tmp_path)
+    for other in (DEMO, {"data": {"format": "folder", "root": "/data/moths"}}):
+        with pytest.raises(
+            ConfigError, match=r"results/ were made of /data/orchids \(data\.format: folder\), but .*--dir"
+        ):
+            check_source(other, tmp_path)
+    (tmp_path / RECORD).unlink()  # as the message says
+    check_source(DEMO, tmp_path)
+
+
+def test_a_run_writes_down_its_photos_and_one_of_others_is_not_even_planned(tmp_path: Path) -> None:
+    project = fresh_project(tmp_path)
+    project.make("results/data/manifest.parquet")
+    assert (project.folder / RECORD).is_file()
+    (tmp_path / "other.yaml").write_text("data: {format: folder, root: elsewhere, truth: null}", encoding="utf-8")
+    for arguments in (["--dry-run"], ["--cores", "1"], ["--delete-all-output", "--cores", "1"]):
+        call = project.snakemake(*arguments, "--configfile", TINY, str(tmp_path / "other.yaml"))
+        assert call.returncode != 0
+        assert "results/ were made of results/demo (data.format: demo), but this configuration is of" in call.stdout
+    project.succeed("--dry-run", "--configfile", TINY)
