@@ -4,7 +4,7 @@
   class ids separated by spaces, best first.
 - ``inat`` — iNaturalist 2021: ``Id,Predicted``; Id is the organisers' image id, which their JSON of the test split
   tells (without it the manifest's), Predicted exactly five class ids.
-- ``simple`` — for everyone else: ``image_id,class_name,probability`` of the best class.
+- ``simple`` — for everyone else: ``image_id,class_name,probability`` of the best class, by its title if it has one.
 
 Class ids are the source's own, which the table of classes holds as names. A competition refuses a file that lacks
 a photo, so a test photo that could not be read is listed too, with the classes that have the most labeled photos.
@@ -14,13 +14,14 @@ import csv
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import polars as pl
 
 from fieldmark.artifacts import ArtifactError, write_atomically
+from fieldmark.class_names import spoken_names
 from fieldmark.predictions import TopLists
 
 log = logging.getLogger("fieldmark")
@@ -33,7 +34,7 @@ _FOLDER = pl.col("path").str.replace(r"[^/]*$", "").alias("folder")
 
 @dataclass(frozen=True)
 class Photo:
-    """A test photo with its best classes: names in the source's words, best first, and their probabilities."""
+    """A test photo with its best classes, best first: names, the source's own or titles, and their probabilities."""
 
     image_id: str
     path: str
@@ -41,7 +42,12 @@ class Photo:
     probabilities: Sequence[float]
 
 
-def photos_to_submit(predictions: TopLists, manifest: pl.DataFrame, classes: pl.DataFrame) -> list[Photo]:
+def submitted_names(classes: pl.DataFrame, layout: str) -> dict[int, str]:
+    """Class id → what a layout calls the class; competitions know the source's own names alone."""
+    return spoken_names(classes) if layout == "simple" else dict(classes.select("class_id", "name").iter_rows())
+
+
+def photos_to_submit(predictions: TopLists, manifest: pl.DataFrame, names: Mapping[int, str]) -> list[Photo]:
     """Every test photo of the manifest with its predicted classes.
 
     Raises:
@@ -49,12 +55,13 @@ def photos_to_submit(predictions: TopLists, manifest: pl.DataFrame, classes: pl.
     """
     test = manifest.filter(pl.col("split") == "test")
     lists = predictions.rows_of(test["image_id"].to_list(), "ensemble predictions")
-    names = dict(classes.select("class_id", "name").iter_rows())
     rows = zip(lists.image_ids, test["path"], lists.class_ids.tolist(), lists.probabilities.tolist(), strict=True)
     return [Photo(image_id, path, [names[c] for c in ids], values) for image_id, path, ids, values in rows]
 
 
-def unreadable_test_photos(rejected: pl.DataFrame, manifest: pl.DataFrame, classes: pl.DataFrame) -> list[Photo]:
+def unreadable_test_photos(
+    rejected: pl.DataFrame, manifest: pl.DataFrame, classes: pl.DataFrame, names: Mapping[int, str]
+) -> list[Photo]:
     """Test photos that could not be read, with the most frequent labeled classes and their shares.
 
     Files that their source refused before it knew their split are not among them; those that may be test photos are
@@ -64,12 +71,14 @@ def unreadable_test_photos(rejected: pl.DataFrame, manifest: pl.DataFrame, class
         rejected: the table of photos that could not be read.
         manifest: the others.
         classes: the table of classes.
+        names: what to call them.
     """
     ranked = classes.sort(["labeled_count", "class_id"], descending=[True, False])
     total = max(1, int(ranked["labeled_count"].sum()))
-    names, shares = ranked["name"].to_list(), [count / total for count in ranked["labeled_count"]]
+    best = [names[class_id] for class_id in ranked["class_id"]]
+    shares = [count / total for count in ranked["labeled_count"]]
     test = rejected.filter(pl.col("split") == "test").select("candidate_id", "path")
-    found = [Photo(image_id, path, names, shares) for image_id, path in test.iter_rows()]
+    found = [Photo(image_id, path, best, shares) for image_id, path in test.iter_rows()]
     if found:
         log.warning("%d test photos could not be read; they are listed with the most frequent classes", len(found))
     _warn_of_unknown_splits(rejected, manifest)

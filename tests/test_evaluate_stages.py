@@ -197,6 +197,8 @@ def run_evaluation(folder, paths, truth, out="out"):
         truth=truth,
         scores_target=str(folder / out / "scores.parquet"),
         confusion_target=str(folder / out / "confusion.parquet"),
+        classes_target=str(folder / out / "classes.csv"),
+        mistakes_target=str(folder / out / "mistakes.csv"),
         seed=1,
         resamples=100,
     )
@@ -231,6 +233,10 @@ def test_the_stage_scores_everything_with_a_truth(workspace):
     )
     assert confusion["count"].sum() == 60
     assert confusion.filter(pl.col("class_id") == pl.col("predicted"))["count"].sum() == sum(right[:60])
+    by_class = pl.read_csv(folder / "out/classes.csv")
+    assert by_class["photos"].sum() == 60 and by_class["right"].sum() == sum(right[:60])
+    assert by_class["pseudo_labels"].sum() == 29 and by_class["accuracy"].is_sorted()
+    assert pl.read_csv(folder / "out/mistakes.csv").height == 60 - sum(right[:60])
 
 
 def test_without_a_truth_validation_is_scored_and_nothing_else(workspace):

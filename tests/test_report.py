@@ -30,7 +30,7 @@ CONFIG = {
     "data": {"root": 'a<b>&"c"'},
 }
 NASTY = "<b>&\"Moth'"
-SECTIONS = ("result", "data", "rounds", "training", "accuracy", "ensemble", "lookalikes", "making")
+SECTIONS = ("result", "data", "rounds", "training", "accuracy", "ensemble", "classes", "lookalikes", "making")
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +176,19 @@ def test_no_confusion_at_all(tmp_path: Path) -> None:
     photos = drawn_photos(tmp_path / "photos", 2)
     text = render(Fake(photos, ["a", "b"], accuracy=1.0), tmp_path)
     assert "confused no two classes" in text
+
+
+def test_the_worst_classes_are_shown_first_and_the_others_on_demand(tmp_path: Path) -> None:
+    names = [f"class{number:02}" for number in range(12)]
+    page = render(Fake(drawn_photos(tmp_path / "photos", 12), names, rounds=1), tmp_path)
+    section = page.partition('<section id="classes"')[2].partition("</section>")[0]
+    before, _, after = section.partition("The other 2 classes")
+    shown = [re.findall(r'<th scope="row">(class\d\d)</th>', part) for part in (before, after)]
+    assert [len(part) for part in shown] == [10, 2] and sorted(shown[0] + shown[1]) == names
+    counts = [(int(a), int(b)) for a, b in re.findall(r"(\d+) of (\d+)</td>", section)]
+    shares = [right / photos for right, photos in counts]
+    assert len(shares) == 12 and shares == sorted(shares)
+    assert ">Pseudo-labels</th>" in section
 
 
 def test_a_lost_photo_is_named(fake: Fake, tmp_path: Path) -> None:

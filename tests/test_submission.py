@@ -11,7 +11,7 @@ from PIL import Image
 
 from fieldmark.artifacts import SPLITS, ArtifactError, read_table, write_table
 from fieldmark.predictions import to_table
-from fieldmark.submission import Photo, submission_rows, unreadable_test_photos, write_csv
+from fieldmark.submission import Photo, submission_rows, submitted_names, unreadable_test_photos, write_csv
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 TAXA = ("kingdom", "phylum", "class", "order", "family", "genus")
@@ -160,9 +160,55 @@ def test_a_file_of_unknown_split_is_warned_about_where_it_may_be_a_test_photo(pa
     photos = manifest_of([*rows, ("4", "/d/train/4.jpg", "labeled")])
     rejected = rejected_of([(path, None, None), ("/d/torn/5.jpg", "unlabeled", "5")])
     with caplog.at_level(logging.WARNING):
-        assert unreadable_test_photos(rejected, photos, classes_of(["a"])) == []
+        assert unreadable_test_photos(rejected, photos, classes_of(["a"]), {0: "a"}) == []
     assert ("1 files that could not be read may be test photos" in caplog.text) == warned
     assert (f"The first is {path} (torn): replace or remove it" in caplog.text) == warned
+
+
+def test_people_read_titles_and_competitions_the_sources_own_names():
+    classes = classes_of(["17", "18", "19", "fly"]).with_columns(title=pl.Series(["Owl", "Bee", "Bee", None]))
+    assert submitted_names(classes, "simple") == {0: "Owl", 1: "Bee (18)", 2: "Bee (19)", 3: "fly"}
+    assert submitted_names(classes, "semi_inat") == {0: "17", 1: "18", 2: "19", 3: "fly"}
+
+
+def test_unlabeled_photos_are_listed_likeliest_first(tmp_path):
+    rows = [(f"u/{name}", f"/d/u/{name}.jpg", "unlabeled") for name in "abc"]
+    for name, table in (
+        ("manifest", manifest_of([*ROWS, *rows])),
+        ("classes", classes_of(["17", "18"]).with_columns(title=pl.Series(["Owl", None]))),
+        ("rejected", rejected_of([])),
+        ("predictions", to_table([row[0] for row in ROWS], DENSE[:, :2], 2)),
+        (
+            "pseudo_labels",
+            pl.DataFrame(
+                {
+                    "image_id": ["u/a", "u/b", "u/c"],
+                    "class_id": pl.Series([1, 0, 0], dtype=pl.Int32),
+                    "confidence": pl.Series([0.5, 0.9, 0.8], dtype=pl.Float32),
+                    "neighbour_agreement": pl.Series([0.5, 0.5, 0.5], dtype=pl.Float32),
+                    "in_class_score": pl.Series([0.25, 0.125, 0.75], dtype=pl.Float32),
+                    "selected": [False, False, True],
+                    "weight": pl.Series([0, 0, 1], dtype=pl.Float32),
+                }
+            ),
+        ),
+    ):
+        write_table(table, name, tmp_path / f"{name}.parquet")
+    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("predictions", "manifest", "classes", "rejected")}
+    load_script("write_submission").write_submission(
+        **paths,
+        target=str(tmp_path / "out.csv"),
+        layout="simple",
+        top_k=1,
+        pseudo_labels=str(tmp_path / "pseudo_labels.parquet"),
+        unlabeled=str(tmp_path / "unlabeled.csv"),
+    )
+    assert (tmp_path / "unlabeled.csv").read_text().splitlines() == [
+        "path,class_name,probability,in_class_score,selected",
+        "/d/u/c.jpg,Owl,0.8000,0.7500,yes",
+        "/d/u/a.jpg,18,0.5000,0.2500,no",
+        "/d/u/b.jpg,Owl,0.9000,0.1250,no",
+    ]
 
 
 def draw_photos(root, names, torn, copies):
@@ -201,8 +247,8 @@ def finish(tmp_path):
     target, root = tmp_path / "predictions.parquet", tmp_path / "data"
 
     def run(others, torn, layout, source="table", copies=None):
-        labels = {f"l{label}": label for label in range(10, 15)} | {"l10a": 10, "v": 10}
-        splits = dict.fromkeys(labels, "labeled") | {"v": "val", "u": "unlabeled", "t": "test"} | others
+        labels = {f"l{label}": label for label in range(10, 15)} | {"l10a": 10, "v": 10, "v2": 11}
+        splits = dict.fromkeys(labels, "labeled") | {"v": "val", "v2": "val", "u": "unlabeled", "t": "test"} | others
         draw_photos(root, splits, torn, copies or {})
         settings = {"coarse_taxa": [], "max_rejected_share": 0.5, "leaks": "drop", "near_duplicate_bits": 0}
         settings["annotations"] = describe_photos(root, splits, labels, source)

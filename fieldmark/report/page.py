@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fieldmark.artifacts import write_atomically
+from fieldmark.report.classes_section import classes_section
 from fieldmark.report.data_section import data_section
 from fieldmark.report.inputs import Material, ReportInputs
 from fieldmark.report.lookalikes_section import lookalikes_section
@@ -48,6 +49,7 @@ def write_page(inputs: ReportInputs, target: Path, title: str, config: Mapping[s
         training=training_section(list(inputs.histories)),
         accuracy=accuracy_section(material),
         ensemble=ensemble_section(material),
+        classes=classes_section(material),
         lookalikes=lookalikes_section(material),
         making=making_section(config, seed, inputs.benchmarks),
     )

@@ -24,10 +24,14 @@ from fieldmark.report.wording import (
 )
 
 _COLUMNS = ("top1", "top5", "macro", "tail")
-_CAVEAT = (
+_FITTED = (
     "No truth of the test photos was given. The ensemble's accuracy is that of weights fitted on one half of the "
     "validation photos, measured on the other half. Its difference to other models is of all validation photos, which "
     "the weights have seen, and so is too favourable."
+)
+_EQUAL = (
+    "No truth of the test photos was given, so these are figures of the validation photos. Equal weights have learned "
+    "nothing from them, but the best single model was chosen by them, and looks the better for it."
 )
 
 
@@ -45,6 +49,7 @@ class Headline:
     difference_text: str
     single: str
     caveat: str
+    fitted: bool
     figure: Figure
     test_photos: int
     members: int
@@ -120,7 +125,9 @@ def _best_single(material: Material) -> str | None:
 def headline(material: Material) -> Headline:
     """Collect the headline."""
     on_test = material.split == "test"
-    ensemble = material.pick("ensemble", "test", "ensemble") if on_test else _honest_val(material)
+    # Weights that were fitted on the photos that they are judged by flatter themselves.
+    fitted = not on_test and material.method != "uniform"
+    ensemble = _honest_val(material) if fitted else material.pick("ensemble", material.split, "ensemble")
     top1, supervised, single = ensemble["top1"], _supervised(material), _best_single(material)
     row = material.pick("comparison", material.split, f"ensemble - {supervised}").get("top1_difference")
     weights = read_table("ensemble_weights", material.inputs.weights).filter(pl.col("method") == material.method)
@@ -131,7 +138,7 @@ def headline(material: Material) -> Headline:
         photos=top1["count"],
         split=split_name(material.split).lower(),
         # On photos that the weights were fitted on a difference is told, but not as the result.
-        difference=points(row["value"]) if row is not None and on_test else None,
+        difference=points(row["value"]) if row is not None and not fitted else None,
         against="the best single model" if material.supervised else "supervised fine-tuning",
         compared=row is not None,
         difference_text=difference_text(
@@ -142,7 +149,8 @@ def headline(material: Material) -> Headline:
             voting=material.supervised,
         ),
         single="" if single is None else member_with_run(single),
-        caveat="" if on_test else _CAVEAT,
+        caveat="" if on_test else _FITTED if fitted else _EQUAL,
+        fitted=fitted,
         figure=_headline_figure(material, top1, supervised),
         test_photos=test.join(material.predictions, on="image_id", how="semi").height,
         members=weights.height,

@@ -100,6 +100,7 @@ rule fit_ensemble:
 
 rule write_submission:
     input:
+        **({"pseudo_labels": f"results/round{ROUNDS[-1]}/pseudo_labels.parquet"} if ROUNDS else {}),
         manifest=MANIFEST,
         classes=CLASSES,
         rejected="results/data/rejected.parquet",
@@ -107,7 +108,8 @@ rule write_submission:
         # The iNat layout lists image ids, which only the organisers' file of test photos tells.
         annotations=test_annotations(),
     output:
-        "results/submission.csv",
+        **({"unlabeled": "results/unlabeled.csv"} if ROUNDS else {}),
+        submission="results/submission.csv",
     log:
         "results/logs/write_submission.log",
     benchmark:
@@ -166,6 +168,8 @@ rule evaluate_stages:
     output:
         scores="results/evaluation/scores.parquet",
         confusion="results/evaluation/confusion.parquet",
+        classes="results/evaluation/classes.csv",
+        mistakes="results/evaluation/mistakes.csv",
     log:
         "results/logs/evaluate_stages.log",
     benchmark:

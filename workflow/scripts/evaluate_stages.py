@@ -11,13 +11,15 @@ if "snakemake" in globals():
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from fieldmark.artifacts import ArtifactError, read_table, write_table
+from fieldmark.artifacts import ArtifactError, read_table, write_atomically, write_table
 from fieldmark.boxes import FULL, box_scores, known_boxes
+from fieldmark.class_accuracy import class_table, mistakes
 from fieldmark.ensemble import combine
 from fieldmark.evaluation import (
     FOREIGN,
@@ -208,10 +210,14 @@ def evaluate_stages(
     truth: str | None,
     scores_target: str,
     confusion_target: str,
+    classes_target: str,
+    mistakes_target: str,
     seed: int,
     resamples: int,
 ) -> None:
     """Write a table of scores of all stages, and the ensemble's confusion on test photos (else validation photos).
+
+    From the same photos, for people: the table of classes, worst first, and the photos that are named wrongly.
 
     Rows of the ensemble: member ``ensemble`` is what is submitted, the others are named after the method of their
     weights. Those weights were fitted on all validation photos, so the ensemble's figures on ``val`` are too good;
@@ -231,6 +237,8 @@ def evaluate_stages(
         truth: the CSV that :func:`read_truth` reads; without it only validation photos are scored.
         scores_target: the table of scores.
         confusion_target: the table of confusions.
+        classes_target: CSV of :func:`fieldmark.class_accuracy.class_table`.
+        mistakes_target: CSV of :func:`fieldmark.class_accuracy.mistakes`.
         seed: of all bootstraps.
         resamples: of each bootstrap.
     """
@@ -258,7 +266,13 @@ def evaluate_stages(
     write_table(scores_table(scores), "scores", scores_target)
     split = "test" if "test" in judge.labels else "val"
     first = judge.predicted(ensemble, split, "ensemble")[:, 0]
-    write_table(confusion_table(judge.truth(split), first), "confusion", confusion_target)
+    confusion = confusion_table(judge.truth(split), first)
+    write_table(confusion, "confusion", confusion_target)
+    last = max(pseudo_labels, key=lambda path: round_of(Path(path).parent.name) or 0, default=None)
+    by_class = class_table(confusion, known, None if last is None else read_table("pseudo_labels", last))
+    write_atomically(Path(classes_target), partial(by_class.write_csv, float_precision=4))
+    wrong = mistakes(ensemble.rows_of(list(judge.labels[split]), "ensemble"), judge.truth(split), photos, known)
+    write_atomically(Path(mistakes_target), partial(wrong.write_csv, float_precision=4))
 
 
 if "snakemake" in globals():
@@ -276,6 +290,8 @@ if "snakemake" in globals():
         truth=snakemake.input.truth if snakemake.input.get("truth") else None,
         scores_target=snakemake.output.scores,
         confusion_target=snakemake.output.confusion,
+        classes_target=snakemake.output.classes,
+        mistakes_target=snakemake.output.mistakes,
         seed=snakemake.params.seed,
         resamples=snakemake.params.resamples,
     )
