@@ -83,7 +83,8 @@ rule run_workflow:
         "seed{seed}/results/evaluation/scores.parquet",
     log:
         "seed{seed}/workflow.log",
-    threads: THREADS
+    # All else waits for it, so that it may have what the other seeds leave.
+    threads: max(THREADS, (workflow.cores or 1) // len(SEEDS))
     params:
         snakefile=PROJECT / "Snakefile",
         profile=PROJECT / "profiles/default",
