@@ -153,7 +153,9 @@ def activation_boxes(
     Returns:
         (N, 4) boxes relative to the photos, see :mod:`fieldmark.boxes`, and (N,) scores in 0…1.
     """
-    classifier = build_classifier(Architecture(backbone, 0, 1, 0, False, image_size), weights, seed=0)
+    classifier = build_classifier(
+        Architecture(backbone, 0, 1, 0, False, image_size), weights, seed=0, backbone_alone=True
+    )
     normalisation = classifier.normalisation
     fabric = hardware.one_device()
     model = fabric.setup_module(MiddleLevel(classifier.backbone).eval(), move_to_device=True)

@@ -2,7 +2,8 @@
 
 The features are treated as in DeepCluster (Caron et al., ECCV 2018): PCA-whitened, then scaled to unit length, so
 that the inner product of two rows is their cosine. Several models' features are concatenated with equal weight.
-Results depend on the features and the seed alone, not on the order in which photos or files are given.
+Results depend on the features and the seed, not on the order in which photos or files are given; with another number of
+threads matrix products round differently, and so may the last bits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -91,7 +91,7 @@ class Detector(FCOS):
         """
         side, width = architecture.image_size, architecture.width
         whole = Architecture(architecture.backbone, 0, 1, 0, False, side)
-        donor = build_classifier(whole, weights, seed=seed)
+        donor = build_classifier(whole, weights, seed=seed, backbone_alone=True)
         mean, deviation = donor.normalisation
         super().__init__(
             FeaturePyramid(donor.backbone, width),

@@ -35,6 +35,7 @@ class GuideScores:
 
     probabilities: Floats  # (n, c) mean over the guides; what a row lacks to 1 is foreign, or beyond the lists
     embeddings: Floats  # (n, sum of the guides' widths) unit rows; inner products are the mean of the guides' cosines
+    first: Integers  # (n,) position of the class that the guides themselves find most probable
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def read_scores(paths: Mapping[str, Sequence[Path]], image_ids: pl.Series, class
         dense_probabilities(scores, class_ids, where, probabilities, len(paths))
         embeddings = embeddings_of(scores, where)
         units.append(unit_rows(embeddings - embeddings.mean(axis=0, dtype=np.float64)))
-    return GuideScores(probabilities, combine(units))
+    return GuideScores(probabilities, combine(units), probabilities.argmax(axis=1))
 
 
 def in_class_score(probability: Floats, similarity: Floats) -> Floats:
@@ -266,10 +267,8 @@ def weigh_evidence(
     labeled = np.flatnonzero(labeled_positions >= 0)
     nothing = np.zeros(len(unlabeled), dtype=np.float32)
     never = np.zeros(len(unlabeled), dtype=np.bool_)
-    choice = np.empty(len(unlabeled), dtype=np.int64)
-    for start in range(0, len(unlabeled), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        choice[rows] = scores.probabilities[unlabeled[rows]].argmax(axis=1)
+    # What spreads between photos leaves out the classes that are not open, so this is from before.
+    choice = scores.first[unlabeled]
     whole = Evidence(choice, never, nothing, nothing.copy(), never.copy(), nothing.copy())
     for number, open_classes in enumerate(allowed):
         guides = labeled[open_classes[labeled_positions[labeled]]]

@@ -22,6 +22,17 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
     return tree
 
 
+def _written(node: object) -> str:
+    """A syntax tree as text, the same from Python 3.11 on: newer versions add fields, which are empty in older code."""
+    if isinstance(node, ast.AST):
+        # The context (load or store) follows from where a name stands, and is not always given.
+        parts = {name: part for name, part in ast.iter_fields(node) if part not in (None, []) and name != "ctx"}
+        return f"{type(node).__name__}({', '.join(f'{name}={_written(parts[name])}' for name in sorted(parts))})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_written, node))}]"
+    return repr(node)
+
+
 def _module_file(name: str, root: Path) -> Path | None:
     base = root.joinpath(*name.split("."))
     for candidate in (base.with_suffix(".py"), base / "__init__.py"):
@@ -60,7 +71,7 @@ def _parsed(path: Path, root: Path) -> tuple[str, frozenset[Path]]:
             found = _module_file(".".join(parts[:length]), root)
             if found is not None:
                 files.add(found)
-    digest = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+    digest = hashlib.sha256(_written(_without_docstrings(tree)).encode()).hexdigest()
     return digest, frozenset(files)
 
 

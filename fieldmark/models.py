@@ -262,6 +262,7 @@ def build_classifier(
     seed: int,
     dropout: float = 0.0,
     drop_path: float = 0.0,
+    backbone_alone: bool = False,
 ) -> Classifier:
     """A classifier for ``architecture`` that starts from ``source``.
 
@@ -272,6 +273,7 @@ def build_classifier(
         seed: for the weights that start at random.
         dropout: share of embedding entries dropped before the head while training.
         drop_path: stochastic depth of the backbone while training.
+        backbone_alone: of a fieldmark model file take the backbone and nothing else, whatever else it has.
     """
     torch.manual_seed(seed)
     model = Classifier(architecture, dropout, drop_path)
@@ -281,8 +283,10 @@ def build_classifier(
     state = load_classifier(source).state_dict()
     own = model.state_dict()
     # Heads answer other questions (clusters, subclusters, classes), even where the numbers of outputs agree.
-    parts = ("backbone.", "neck.") if model.metadata is None else ("backbone.", "neck.", "metadata.")
-    taken = {key: value for key, value in state.items() if key.startswith(parts)}
+    parts = ["backbone."]
+    if not backbone_alone:
+        parts += ["neck."] if model.metadata is None else ["neck.", "metadata."]
+    taken = {key: value for key, value in state.items() if key.startswith(tuple(parts))}
     misfits = [key for key, value in taken.items() if key not in own or value.shape != own[key].shape]
     if misfits:
         raise WeightsError(f"{source} does not fit {architecture.backbone}: {misfits[0]!r} has another shape")

@@ -56,7 +56,7 @@ def read_truth(source: str, manifest: pl.DataFrame, classes: pl.DataFrame, rejec
     Raises:
         ArtifactError: if a column is missing, or a row names an unknown photo or class, or a photo twice.
     """
-    frame = pl.read_csv(source, infer_schema=False).with_columns(pl.all().str.strip_chars())
+    frame = pl.read_csv(source, infer_schema=False)
     # A file name is the safer key: an image id such as 1000 may be the file stem of another photo.
     name_column = next((name for name in ("file_name", "image_id") if name in frame.columns), None)
     class_column = next((name for name in _CLASS_COLUMNS if name in frame.columns), None)
@@ -65,9 +65,12 @@ def read_truth(source: str, manifest: pl.DataFrame, classes: pl.DataFrame, rejec
             f"{source}: expected rows with a column file_name or image_id and a column class_id or category_id; "
             f"found {frame.height} rows with the columns {', '.join(frame.columns)}"
         )
-    names = frame[name_column].fill_null("").to_list()
     hidden = pl.col("split").is_in(["unlabeled", "test"])
     photos, others = manifest.filter(hidden), manifest.filter(~hidden)
+    own_names = set(manifest["image_id"])
+    # Blanks around a name are the table's, unless a photo is called so.
+    names = [name if name in own_names else name.strip() for name in frame[name_column].fill_null("")]
+    frame = frame.with_columns(pl.all().str.strip_chars())
     matches = match_photos(names, photos, by_id=name_column == "image_id")
     depths = {name.count("/") + 1 for name in names}
     unscored = {end for path in (*rejected, *others["path"]) for end in _ends(path, depths)} | set(others["image_id"])

@@ -318,4 +318,7 @@ def test_auto_takes_the_simplest_within_one_standard_error_of_the_best():
     assert chosen_method("auto", table(0.65, 0.66, 0.7)) == "greedy"
     assert chosen_method("auto", table(0.69, 0.69, 0.7, count=10_000)) == "evolutionary"
     assert chosen_method("auto", table(0.5, 0.6, 0.6)) == "greedy"
+    # One photo of sixty is no reason, however few are named wrongly.
+    assert chosen_method("auto", table(58 / 60, 59 / 60, 59 / 60, count=60)) == "uniform"
+    assert chosen_method("auto", table(59 / 60, 59 / 60, 1.0, count=60)) == "uniform"
     assert chosen_method("greedy", table(0.7, 0.6, 0.7)) == "greedy"

@@ -99,6 +99,17 @@ def test_truth_by_stem(tmp_path):
     assert truth_of(tmp_path, "image_id,class_id\n0007,11\n0001,-1\n") == {"u3": 1, "t1": -1}
 
 
+def test_blanks_around_a_name_are_the_tables_unless_the_photo_is_called_so(tmp_path):
+    assert truth_of(tmp_path, "image_id , class_id\n u1 , 11\nt1, 10 \n".replace(" ,", ",").replace(", c", ",c")) == {
+        "u1": 1,
+        "t1": 0,
+    }
+    photos = pl.DataFrame({"image_id": ["a/1 ", "a/1"], "path": ["/d/a/1 .jpg", "/d/a/1.jpg"], "split": ["test"] * 2})
+    classes = pl.DataFrame({"name": ["x", "y"], "class_id": [0, 1]})
+    (tmp_path / "own.csv").write_text("image_id,class_id\na/1 ,x\na/1,y\n")
+    assert read_truth(str(tmp_path / "own.csv"), photos, classes, []) == {"a/1 ": 0, "a/1": 1}
+
+
 def test_truth_of_other_splits_and_of_rejected_photos_is_not_scored(tmp_path):
     text = "image_id,class_id\nl_train/10/a.jpg,10\ntest/0001.jpg,11\ntest/0002.jpg,10\n"
     assert truth_of(tmp_path, text, ["/d/test/0002.jpg"]) == {"t1": 1}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldmark.fingerprint import PROJECT, _parsed, fingerprint, imported_files
+from fieldmark.fingerprint import PROJECT, _parsed, _written, fingerprint, imported_files
 
 FILES = {
     "workflow/scripts/train.py": '"Train."\nfrom pack import losses\n\n\ndef run():\n    return losses.total(1)\n',
@@ -94,6 +94,15 @@ def test_modules_that_import_one_another_come_to_an_end(project: Path) -> None:
     (project / "pack/numbers.py").write_text("from pack import losses\n\n\ndef half(x):\n    return x\n")
     _parsed.cache_clear()
     assert len(fingerprint("train", project)) == 16
+
+
+def test_fields_that_newer_pythons_add_do_not_count() -> None:
+    tree = ast.parse("def half(x):\n    return x / 2\n")
+    text = _written(tree)
+    tree.body[0].type_params = []  # type: ignore[attr-defined]
+    tree.body[0]._fields = (*tree.body[0]._fields, "type_params")  # type: ignore[misc]
+    assert _written(tree) == text
+    assert _written(ast.parse("f(None)")) != _written(ast.parse("f()")) != _written(ast.parse("f(0)"))
 
 
 def test_two_copies_of_a_project_have_the_same_fingerprint(

@@ -1,5 +1,6 @@
 """Inference against a naive loop over photos and views, and the scripts that write its results."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,18 +123,36 @@ def weights(model: Classifier, tmp_path: Path) -> Path:
 
 NOWHERE = dict.fromkeys(("latitude", "longitude", "location_uncertainty", "date"))
 SETTINGS = ModelSettings("test_efficientnet", "none", 32)
+EVERY = ["labeled", "unlabeled", "val", "test"]
 
 
 def test_features_of_every_photo_come_from_a_model_file_or_from_pretrained_weights(
     shard: Path, weights: Path, toy: PhotoSet, tmp_path: Path
 ) -> None:
-    extract_features(shard, str(weights), SETTINGS, Hardware(), tmp_path / "ours.parquet")
+    extract_features(shard, EVERY, str(weights), SETTINGS, Hardware(), tmp_path / "ours.parquet")
     table = read_table("features", tmp_path / "ours.parquet")
     assert table["image_id"].to_list() == toy.image_ids
     expected, _ = infer(load_classifier(weights), toy.paths, ViewPlan(flip=True), Hardware())
     np.testing.assert_allclose(table["embedding"].to_numpy().astype(np.float32), expected, atol=1e-3)
-    extract_features(shard, "none", SETTINGS, Hardware(), tmp_path / "pretrained.parquet")
+    extract_features(shard, EVERY, "none", SETTINGS, Hardware(), tmp_path / "pretrained.parquet")
     assert read_table("features", tmp_path / "pretrained.parquet").shape == table.shape
+
+
+def test_features_are_of_the_splits_that_are_asked_for_alone(shard: Path, tmp_path: Path) -> None:
+    extract_features(shard, ["labeled", "test"], "none", SETTINGS, Hardware(), tmp_path / "some.parquet")
+    photos = read_table("shard", shard)
+    asked = photos.filter(pl.col("split").is_in(["labeled", "test"]))["image_id"].to_list()
+    assert 0 < len(asked) < len(photos)
+    assert read_table("features", tmp_path / "some.parquet")["image_id"].to_list() == asked
+
+
+def test_pretrained_weights_may_be_a_model_of_another_shape(shard: Path, make_model: MakeModel, tmp_path: Path) -> None:
+    source = tmp_path / "earlier.safetensors"
+    save_classifier(make_model(embedding=8), source)
+    settings = dataclasses.replace(SETTINGS, weights=str(source))
+    extract_features(shard, EVERY, str(source), settings, Hardware(), tmp_path / "f.parquet")
+    width = load_classifier(source).backbone.num_features
+    assert read_table("features", tmp_path / "f.parquet")["embedding"].to_numpy().shape[1] == width
 
 
 def test_guide_scores_split_off_the_foreign_outputs(shard: Path, weights: Path, toy: PhotoSet, tmp_path: Path) -> None:
@@ -163,7 +182,7 @@ def test_an_empty_shard_gives_empty_tables(weights: Path, tmp_path: Path) -> Non
     empty = tmp_path / "empty.parquet"
     nothing: dict[str, list[str]] = {"image_id": [], "path": [], "split": [], "sha256": []}
     write_table(pl.DataFrame(nothing, schema=dict.fromkeys(nothing, pl.String)).with_columns(**NOWHERE), "shard", empty)
-    extract_features(empty, str(weights), SETTINGS, Hardware(), tmp_path / "f.parquet")
+    extract_features(empty, EVERY, str(weights), SETTINGS, Hardware(), tmp_path / "f.parquet")
     score_photos(empty, weights, ViewPlan(), 5, Hardware(), tmp_path / "s.parquet")
     predict_photos(empty, weights, ViewPlan(), 5, Hardware(), tmp_path / "p.parquet")
     for kind, name in (("features", "f"), ("guide_scores", "s"), ("predictions", "p")):

@@ -74,11 +74,16 @@ def test_taxa_allow_classes_unless_both_are_known_and_differ() -> None:
     assert consistent_classes(photos, classes, [])[1].tolist() == [[True] * 4]
 
 
+def scored(probabilities: np.ndarray, embeddings: np.ndarray) -> GuideScores:
+    """Scores as they are read."""
+    return GuideScores(probabilities, embeddings, probabilities.argmax(axis=1))
+
+
 def test_evidence_equals_the_naive_one() -> None:
     rng = np.random.default_rng(2)
     embeddings = unit_rows(rng.normal(size=(60, 5)))
     probabilities = (rng.dirichlet(np.full(5, 0.5), size=60)).astype(np.float32)
-    scores = GuideScores(probabilities[:, :4], embeddings)
+    scores = scored(probabilities[:, :4], embeddings)
     positions = np.where(np.arange(60) < 24, np.arange(60) % 4, -1)
     combination = rng.integers(2, size=60)
     allowed = np.array([[True] * 4, [True, False, True, False]])
@@ -103,7 +108,7 @@ def test_evidence_equals_the_naive_one() -> None:
 def test_without_voting_neighbours_the_guide_alone_decides() -> None:
     rng = np.random.default_rng(3)
     probabilities = rng.dirichlet(np.full(4, 0.5), size=40).astype(np.float32)
-    scores = GuideScores(probabilities, unit_rows(rng.normal(size=(40, 5))))
+    scores = scored(probabilities, unit_rows(rng.normal(size=(40, 5))))
     positions = np.where(np.arange(40) < 12, np.arange(40) % 4, -1)
     combination, allowed = np.zeros(40, dtype=np.int64), np.ones((1, 4), dtype=np.bool_)
     asked, alone = (weigh_evidence(scores, positions, combination, allowed, neighbours) for neighbours in (5, 0))
@@ -114,7 +119,7 @@ def test_without_voting_neighbours_the_guide_alone_decides() -> None:
 
 
 def test_photo_without_a_possible_class_keeps_the_guide_s_choice_and_no_evidence() -> None:
-    scores = GuideScores(
+    scores = scored(
         np.array([[1, 0], [0, 1], [0.2, 0.7], [0.2, 0]], dtype=np.float32),
         unit_rows(np.ones((4, 3))),
     )
@@ -127,9 +132,18 @@ def test_photo_without_a_possible_class_keeps_the_guide_s_choice_and_no_evidence
     assert found.confidence.tolist() == found.in_class_score.tolist() == found.neighbour_agreement.tolist() == [0, 0]
 
 
+def test_the_guide_s_choice_outlives_propagation() -> None:
+    scores = scored(np.array([[0, 1, 0], [0, 0, 1]], dtype=np.float32), unit_rows(np.ones((2, 3))))
+    positions, combination, allowed = np.array([1, -1]), np.arange(2), np.array([[True] * 3, [False] * 3])
+    spread = propagate_scores(scores, positions, combination, allowed, 1, 0.8)
+    # Its taxon has no class, so nothing is left of what the guide said of it.
+    assert spread.probabilities[1].argmax() != 2
+    assert weigh_evidence(spread, positions, combination, allowed, 5).position.tolist() == [2]
+
+
 def test_no_probability_spreads_to_a_photo_of_another_taxon() -> None:
     points = unit_rows(np.array([[1, 0.00], [1, 0.01], [1, 0.02], [1, 0.03]]))
-    scores = GuideScores(np.array([[1, 0], [0.5, 0.4], [0.9, 0.0], [0.5, 0.4]], dtype=np.float32), points)
+    scores = scored(np.array([[1, 0], [0.5, 0.4], [0.9, 0.0], [0.5, 0.4]], dtype=np.float32), points)
     allowed = np.array([[True, True], [True, True], [True, False], [False, True]])
     found = propagate_scores(scores, np.array([0, -1, -1, -1]), np.arange(4), allowed, 3, 0.8)
     assert found.embeddings is scores.embeddings and found.probabilities[0].tolist() == [1, 0]
@@ -181,6 +195,7 @@ def test_scores_are_read_and_spread_by_parts_to_the_same_bytes(tmp_path: Path, m
     truth = np.array([dict(zip(photos.image_id, photos.truth, strict=True))[name] for name in image_ids])
     positions = np.where((truth < photos.classes) & (np.arange(len(truth)) % 4 == 0), truth, -1)
     graph, labeled = nearest_neighbours(scores.embeddings, 4), positions >= 0
+    own_choice = expected.argmax(axis=1)
     first = expected * allowed[combination]
     first[labeled] = np.eye(photos.classes)[positions[labeled]]
     expected = dense_walk(first, labeled, graph, 0.7)
@@ -189,12 +204,12 @@ def test_scores_are_read_and_spread_by_parts_to_the_same_bytes(tmp_path: Path, m
     assert apart.probabilities.tobytes() == found.probabilities.tobytes() == expected.tobytes()
     assert found.probabilities is scores.probabilities and found.probabilities is not apart.probabilities
 
-    allowed[0] = False  # these photos can be of no class, so they keep the first choice of all
+    allowed[0] = False  # these photos can be of no class, so they keep the guides' own first choice
     weighed = weigh_evidence(found, positions, combination, allowed, 5)
     open_to = (expected * allowed[combination])[~labeled]
     assert weighed.possible.tolist() == open_to.any(axis=1).tolist() and not weighed.possible.all()
     np.testing.assert_array_equal(
-        weighed.position, np.where(weighed.possible, open_to.argmax(axis=1), expected[~labeled].argmax(axis=1))
+        weighed.position, np.where(weighed.possible, open_to.argmax(axis=1), own_choice[~labeled])
     )
 
 

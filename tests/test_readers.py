@@ -122,6 +122,23 @@ def test_coco(tmp_path: Path) -> None:
     assert found["t/9"]["latitude"] is None and found["t/9"]["longitude"] is None
 
 
+@pytest.mark.parametrize("invalid", [[0, 0, None, 5], [60, 60, -50, -50], [5, 5, 0, 900]])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_invalid_box_does_not_stand_in_the_way_of_a_valid_one(
+    tmp_path: Path, invalid: list[float | None], first: bool
+) -> None:
+    boxes = [invalid, [1, 2, 30, 40]]
+    documents = coco()
+    own = documents["labeled"]["annotations"]
+    image, category = own[0]["image_id"], own[0]["category_id"]
+    others = [entry for entry in own if entry["image_id"] != image]
+    both = [{"image_id": image, "category_id": category, "bbox": box} for box in (boxes if first else boxes[::-1])]
+    documents["labeled"]["annotations"] = others + both
+    write_coco(tmp_path, documents)
+    found = rows(to_candidates(read_listing("demo", tmp_path, tmp_path), [])[0])["x/1"]
+    assert [found[f"box_{side}"] for side in "xywh"] == [1, 2, 30, 40]
+
+
 def test_coco_locations_and_folders(tmp_path: Path) -> None:
     names = write_coco(tmp_path, coco())
     places = [{"id": 1, "lat": -3.5, "lon": 20, "loc_uncert": 12, "date": "2017-08-09", "user_id": 4}, {"id": 99}]

@@ -150,6 +150,16 @@ def test_without_truth_the_unseen_half_of_val_is_told_and_why(fake: Fake, tmp_pa
     assert "against the truth" not in text and "test photos right" not in text
 
 
+def test_equal_weights_have_seen_no_photo_so_all_of_val_is_told(fake: Fake, tmp_path: Path) -> None:
+    config = {**CONFIG, "ensemble": {"method": "uniform"}}
+    render_report(replace(fake, truth=False).write(tmp_path / "results"), tmp_path / "report.html", "T", config, seed=1)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    val = sum(photo.image_id.startswith("val/") for photo in fake.photos)
+    assert f"<dt>top-1 on {val} validation photos</dt>" in text
+    assert "Equal weights have learned nothing from them" in text and "too favourable" not in text
+    assert "were fitted on these very photos" not in text and "against supervised fine-tuning</dt>" in text
+
+
 def test_the_supervised_track_has_no_rounds_and_compares_with_its_own_members(fake: Fake, tmp_path: Path) -> None:
     inputs = replace(fake, rounds=0).write(tmp_path)
     render_report(inputs, tmp_path / "report.html", "Labels alone", CONFIG | {"track": "supervised"}, seed=1)

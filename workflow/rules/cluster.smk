@@ -20,6 +20,7 @@ rule extract_features:
         **job_resources(gpu=min(1, GPUS), whole=False),
     params:
         model=feature_params,
+        splits=embedded_splits,
         precision=config["compute"]["precision"],
         code=fingerprint("extract_features"),
     script:

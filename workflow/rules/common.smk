@@ -159,6 +159,11 @@ def embedding_model(wildcards):
     return previous_model(int(wildcards.run.removeprefix("round")), wildcards.model)
 
 
+def embedded_splits(wildcards):
+    """The photos that are embedded: those that a round clusters, or those that the linear probe learns from and names."""
+    return ["labeled", "val", "test"] if wildcards.run == "baseline" else ["labeled", "unlabeled"]
+
+
 def boxes_of_features(wildcards):
     """The key regions for embedding; pretrained weights see the photo alone."""
     return boxes_of(wildcards) if embedding_model(wildcards) else []
@@ -219,6 +224,8 @@ def training_params(stage=None):
 def annotation_files():
     """The files that say what the photos show; the photos themselves are listed by the manifest alone."""
     data = config["data"]
+    if data["format"] in ("folder", "torchvision"):
+        return []
     if data["format"] == "demo":
         names = [f"{split}.json" for split in ("labeled", "unlabeled", "val", "test")]
     else:

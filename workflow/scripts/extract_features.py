@@ -19,16 +19,18 @@ from fieldmark.models import Architecture, ModelSettings, build_classifier, load
 
 def extract_features(
     shard: Path,
+    splits: Sequence[str],
     source: str,
     model: ModelSettings,
     hardware: Hardware,
     target: Path,
     boxes: Sequence[str] = (),
 ) -> None:
-    """Write the embeddings of a shard's photos.
+    """Write the embeddings of a shard's photos of some splits.
 
     Args:
         shard: a ``shard`` table.
+        splits: whose photos are embedded.
         source: a fieldmark model file, or what :func:`fieldmark.models.load_pretrained` takes.
         model: backbone and image size.
         hardware: device and precision.
@@ -36,12 +38,12 @@ def extract_features(
             image.
         boxes: the shard's ``boxes`` table, for models of two streams.
     """
-    photos = read_table("shard", shard)
+    photos = read_table("shard", shard).filter(pl.col("split").is_in(splits))
     if Path(source).suffix == ".safetensors" and source != model.weights:
         classifier = load_classifier(source)
     else:
         architecture = Architecture(model.backbone, 0, 1, 0, False, model.image_size)
-        classifier = build_classifier(architecture, source, seed=0)
+        classifier = build_classifier(architecture, source, seed=0, backbone_alone=True)
     context = ContextTables(photos, boxes).of(photos["image_id"].to_list(), classifier.architecture)
     embeddings, _ = infer(classifier, photos["path"].to_list(), ViewPlan(flip=True), hardware, context=context)
     column = pl.Series("embedding", embeddings, dtype=pl.Array(pl.Float32, embeddings.shape[1]))
@@ -51,6 +53,7 @@ def extract_features(
 if "snakemake" in globals():
     extract_features(
         shard=Path(snakemake.input.shard),
+        splits=snakemake.params.splits,
         source=snakemake.input.get("weights") or snakemake.params.model["weights"],
         model=ModelSettings.of(snakemake.params.model),
         hardware=Hardware.of_job(snakemake),
