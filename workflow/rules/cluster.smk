@@ -44,7 +44,7 @@ rule cluster_photos:
     resources:
         **job_resources(),
     params:
-        **named(section("cluster"), coarse_taxa=config["data"]["coarse_taxa"], seed=config["seed"]),
+        settings=section("cluster", coarse_taxa=config["data"]["coarse_taxa"], seed=config["seed"]),
         code=fingerprint("cluster_photos"),
     script:
         "../scripts/cluster_photos.py"
@@ -67,7 +67,12 @@ rule filter_clusters:
     resources:
         **job_resources(),
     params:
-        **named(section("filter"), coarse_taxa=config["data"]["coarse_taxa"], pca_dim=config["cluster"]["pca_dim"]),
+        rules=section("filter", "neighbours"),
+        settings={
+            "neighbours": config["filter"]["neighbours"],
+            "pca_dim": config["cluster"]["pca_dim"],
+            "coarse_taxa": config["data"]["coarse_taxa"],
+        },
         code=fingerprint("filter_clusters"),
     script:
         "../scripts/filter_clusters.py"

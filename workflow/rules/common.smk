@@ -23,19 +23,18 @@ TRUTH = "results/data/truth.csv" if OPENSET else config["data"]["truth"]
 THREADS, GPUS = threads_and_gpus(config["resources"], workflow.resource_settings.cores)
 
 
-def section(name, *leave_out):
-    """The keys of one section of the config; in fixed order, so that the order in the file reruns nothing."""
-    return in_order({key: value for key, value in config[name].items() if key not in leave_out})
+def section(name, *leave_out, **beside):
+    """The keys of one section of the config, and others that go with them, as a single param of a rule.
 
-
-def named(*sections, **single):
-    """Params of a rule, and one more that tells which value is whose.
-
-    Snakemake compares the params of two runs as sets of values without names: it would overlook, say, two keys that
-    swap their values.
+    Snakemake compares the params of two runs as sets of values without names: of single ones it would overlook two that
+    swap their values. The order is fixed, so that the order in the file reruns nothing.
     """
-    params = {key: value for part in (*sections, single) for key, value in part.items()}
-    return {**params, "names": repr(params)}
+    return in_order({**{key: value for key, value in config[name].items() if key not in leave_out}, **beside})
+
+
+def picked(name, *keys):
+    """Some keys of one section of the config, in the same way."""
+    return in_order({key: config[name][key] for key in keys})
 
 
 def members():
@@ -255,7 +254,7 @@ def finder_params():
     keys = ["method", "min_score"]
     if config["detection"]["method"] == "activation":
         keys += ["backbone", "weights", "image_size"]
-    return {key: config["detection"][key] for key in keys}
+    return picked("detection", *keys)
 
 
 def detector_file():

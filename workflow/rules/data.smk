@@ -17,7 +17,7 @@ if config["data"]["format"] == "demo":
         resources:
             **job_resources(),
         params:
-            **named(section("demo"), seed=config["seed"]),
+            settings=section("demo", seed=config["seed"]),
             code=fingerprint("generate_demo"),
         script:
             "../scripts/generate_demo.py"

@@ -18,7 +18,11 @@ rule train_detector:
     resources:
         **job_resources(gpu=min(1, GPUS)),
     params:
-        **named(section("detection", "method", "min_score", "detector"), seed=derived_seed("detector")),
+        splits=config["detection"]["train_on"],
+        architecture=picked("detection", "backbone", "image_size", "width", "depth"),
+        weights=config["detection"]["weights"],
+        phase=picked("detection", "steps", "batch_size", "learning_rate", "head_multiplier"),
+        seed=derived_seed("detector"),
         precision=config["compute"]["precision"],
         code=fingerprint("train_detector"),
     script:
@@ -42,7 +46,7 @@ rule detect_photos:
     resources:
         **job_resources(gpu=min(1, GPUS), whole=False),
     params:
-        **named(finder_params()),
+        settings=finder_params(),
         precision=config["compute"]["precision"],
         code=fingerprint("detect_photos"),
     script:

@@ -66,7 +66,7 @@ rule probe_metadata:
     resources:
         **job_resources(light=True),
     params:
-        **named(metadata_probe(), top_k=config["predict"]["top_k"], seed=config["seed"]),
+        settings={**metadata_probe(), "top_k": config["predict"]["top_k"], "seed": config["seed"]},
         code=fingerprint("probe_metadata"),
     script:
         "../scripts/probe_metadata.py"
@@ -92,7 +92,8 @@ rule fit_ensemble:
     resources:
         **job_resources(light=True),
     params:
-        **named(section("ensemble", "supervised"), seed=config["seed"]),
+        method=config["ensemble"]["method"],
+        search=section("ensemble", "method", "supervised", seed=config["seed"]),
         code=fingerprint("fit_ensemble"),
     script:
         "../scripts/fit_ensemble.py"
@@ -120,7 +121,7 @@ rule write_submission:
     resources:
         **job_resources(light=True),
     params:
-        **named(section("submission")),
+        settings=section("submission"),
         code=fingerprint("write_submission"),
     script:
         "../scripts/write_submission.py"
@@ -180,7 +181,7 @@ rule evaluate_stages:
     resources:
         **job_resources(light=True),
     params:
-        **named(section("evaluate"), seed=config["seed"]),
+        settings=section("evaluate", seed=config["seed"]),
         code=fingerprint("evaluate_stages"),
     script:
         "../scripts/evaluate_stages.py"

@@ -69,7 +69,11 @@ rule select_pseudo_labels:
     resources:
         **job_resources(),
     params:
-        **named(section("select", "earlier_guides"), coarse_taxa=config["data"]["coarse_taxa"]),
+        evidence={
+            **picked("select", "neighbours", "propagation", "propagation_neighbours"),
+            "coarse_taxa": config["data"]["coarse_taxa"],
+        },
+        rules=section("select", "earlier_guides", "neighbours", "propagation", "propagation_neighbours"),
         code=fingerprint("select_pseudo_labels"),
     script:
         "../scripts/select_pseudo_labels.py"
@@ -92,7 +96,7 @@ rule recluster_selection:
     resources:
         **job_resources(),
     params:
-        **named(section("recluster"), seed=config["seed"]),
+        settings=section("recluster", seed=config["seed"]),
         code=fingerprint("recluster_selection"),
     script:
         "../scripts/recluster_selection.py"

@@ -96,11 +96,5 @@ if "snakemake" in globals():
         classes=snakemake.input.classes,
         features=list(snakemake.input.features),
         target=snakemake.output[0],
-        coarse_taxa=snakemake.params.coarse_taxa,
-        pca_dim=snakemake.params.pca_dim,
-        clusters_per_class=snakemake.params.clusters_per_class,
-        min_photos_per_cluster=snakemake.params.min_photos_per_cluster,
-        labeled_seeds=snakemake.params.labeled_seeds,
-        iterations=snakemake.params.iterations,
-        seed=snakemake.params.seed,
+        **snakemake.params.settings,
     )

@@ -52,16 +52,17 @@ def detect_photos(
 
 
 if "snakemake" in globals():
-    params = snakemake.params
+    settings = dict(snakemake.params.settings)
+    method, min_score = settings.pop("method"), settings.pop("min_score")
     finder: Path | Activation | None = None
-    if params.method == "detector":
+    if method == "detector":
         finder = Path(snakemake.input.detector)
-    elif params.method == "activation":
-        finder = Activation(params.backbone, params.weights, params.image_size)
+    elif method == "activation":
+        finder = Activation(**settings)
     detect_photos(
         shard=Path(snakemake.input.shard),
         finder=finder,
-        min_score=params.min_score,
+        min_score=min_score,
         hardware=Hardware.of_job(snakemake),
         target=Path(snakemake.output[0]),
     )

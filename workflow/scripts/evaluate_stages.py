@@ -292,6 +292,5 @@ if "snakemake" in globals():
         confusion_target=snakemake.output.confusion,
         classes_target=snakemake.output.classes,
         mistakes_target=snakemake.output.mistakes,
-        seed=snakemake.params.seed,
-        resamples=snakemake.params.resamples,
+        **snakemake.params.settings,
     )

@@ -78,15 +78,6 @@ if "snakemake" in globals():
         features=list(snakemake.input.features),
         clusters=snakemake.input.clusters,
         target=snakemake.output[0],
-        coarse_taxa=snakemake.params.coarse_taxa,
-        pca_dim=snakemake.params.pca_dim,
-        neighbours=snakemake.params.neighbours,
-        rules=FilterRules(
-            min_size=snakemake.params.min_size,
-            max_size_ratio=snakemake.params.max_size_ratio,
-            spread_quantile=snakemake.params.spread_quantile,
-            min_neighbour_agreement=snakemake.params.min_neighbour_agreement,
-            min_coarse_purity=snakemake.params.min_coarse_purity,
-            foreign_quantile=snakemake.params.foreign_quantile,
-        ),
+        rules=FilterRules(**snakemake.params.rules),
+        **snakemake.params.settings,
     )

@@ -149,10 +149,5 @@ if "snakemake" in globals():
         predictions_target=snakemake.output.predictions,
         scores_target=snakemake.output.scores,
         method=snakemake.params.method,
-        search=Search(
-            seed=snakemake.params.seed,
-            sigma=snakemake.params.sigma,
-            population=snakemake.params.population,
-            evaluations_per_member=snakemake.params.evaluations_per_member,
-        ),
+        search=Search(**snakemake.params.search),
     )

@@ -101,8 +101,5 @@ if "snakemake" in globals():
         manifest=snakemake.input.manifest,
         classes=snakemake.input.classes,
         target=snakemake.output[0],
-        encoding=snakemake.params.encoding,
-        max_uncertainty=snakemake.params.max_uncertainty,
-        top_k=snakemake.params.top_k,
-        seed=snakemake.params.seed,
+        **snakemake.params.settings,
     )

@@ -74,9 +74,5 @@ if "snakemake" in globals():
         scores=list(snakemake.input.scores),
         pseudo_labels=snakemake.input.pseudo_labels,
         target=snakemake.output[0],
-        pca_dim=snakemake.params.pca_dim,
-        photos_per_subcluster=snakemake.params.photos_per_subcluster,
-        max_subclusters=snakemake.params.max_subclusters,
-        iterations=snakemake.params.iterations,
-        seed=snakemake.params.seed,
+        **snakemake.params.settings,
     )

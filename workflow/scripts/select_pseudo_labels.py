@@ -87,15 +87,6 @@ if "snakemake" in globals():
         classes=snakemake.input.classes,
         scores=list(snakemake.input.scores),
         target=snakemake.output[0],
-        coarse_taxa=snakemake.params.coarse_taxa,
-        neighbours=snakemake.params.neighbours,
-        propagation=snakemake.params.propagation,
-        propagation_neighbours=snakemake.params.propagation_neighbours,
-        rules=SelectionRules(
-            min_confidence=snakemake.params.min_confidence,
-            min_in_class_score=snakemake.params.min_in_class_score,
-            selected_share=snakemake.params.selected_share,
-            max_per_class_ratio=snakemake.params.max_per_class_ratio,
-            uniform_weight=snakemake.params.uniform_weight,
-        ),
+        rules=SelectionRules(**snakemake.params.rules),
+        **snakemake.params.evidence,
     )

@@ -76,10 +76,10 @@ if "snakemake" in globals():
     params = snakemake.params
     train_detector(
         manifest=Path(snakemake.input.manifest),
-        splits=params.train_on,
-        architecture=DetectorArchitecture(params.backbone, params.image_size, params.width, params.depth),
+        splits=params.splits,
+        architecture=DetectorArchitecture(**params.architecture),
         weights=params.weights,
-        phase=Phase("detector", params.steps, params.batch_size, params.learning_rate, params.head_multiplier),
+        phase=Phase("detector", **params.phase),
         hardware=Hardware.of_job(snakemake),
         seed=params.seed,
         code=params.code,

@@ -70,9 +70,8 @@ if "snakemake" in globals():
         classes=snakemake.input.classes,
         rejected=snakemake.input.rejected,
         target=snakemake.output.submission,
-        layout=snakemake.params.layout,
-        top_k=snakemake.params.top_k,
         annotations=snakemake.input.get("annotations") or None,
         pseudo_labels=snakemake.input.get("pseudo_labels"),
         unlabeled=snakemake.output.get("unlabeled"),
+        **snakemake.params.settings,
     )
