@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from fieldmark.artifacts import TAXA, read_table
+from fieldmark.artifacts import read_table
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -76,23 +76,6 @@ def photos_of(manifest: pl.DataFrame) -> pl.DataFrame:
     labeled = pl.col("split") == "labeled"
     photos = manifest.filter(pl.col("split").is_in(["labeled", "unlabeled"])).sort("image_id")
     return photos.with_columns(pl.when(labeled).then(pl.col("class_id")).alias("class_id"))
-
-
-def known_taxa(photos: pl.DataFrame, coarse_taxa: Sequence[str]) -> list[str]:
-    """Return those of ``coarse_taxa``, coarse to fine, that at least one unlabeled photo carries.
-
-    A taxon of the labeled photos alone would only part them from the unlabeled ones.
-    """
-    unlabeled = photos.filter(pl.col("split") == "unlabeled")
-    return [taxon for taxon in TAXA if taxon in coarse_taxa and unlabeled[taxon].null_count() < unlabeled.height]
-
-
-def taxon_groups(photos: pl.DataFrame, taxa: Sequence[str]) -> Integers:
-    """Number the photos' combinations of ``taxa``, in alphabetical order; unknown counts as a taxon of its own."""
-    if not taxa:
-        return np.zeros(photos.height, dtype=np.int64)
-    keys = photos.select(pl.concat_str([pl.col(taxon).fill_null("") for taxon in taxa], separator="\t")).to_series()
-    return np.unique(keys.to_numpy().astype(str), return_inverse=True)[1].astype(np.int64)
 
 
 def class_ids_of(photos: pl.DataFrame) -> Integers:

@@ -135,29 +135,6 @@ def in_class_score(probability: Floats, similarity: Floats) -> Floats:
     return (probability * np.clip(similarity, 0, 1)).astype(np.float32)
 
 
-def consistent_classes(photos: pl.DataFrame, classes: pl.DataFrame, taxa: Sequence[str]) -> tuple[Integers, Booleans]:
-    """Find which classes the coarse taxa of each photo allow; an unknown taxon allows all.
-
-    Args:
-        photos: n rows with the taxon columns.
-        classes: c rows with the taxon columns.
-        taxa: the columns to compare.
-
-    Returns:
-        The (n,) number of each photo's combination of taxa, and (combinations, c) whether it allows the class.
-    """
-    if not taxa:
-        return np.zeros(photos.height, dtype=np.int64), np.ones((1, classes.height), dtype=np.bool_)
-    distinct = photos.select(taxa).unique().sort(taxa).with_row_index("combination")
-    joined = photos.select(taxa).join(distinct, on=taxa, how="left", nulls_equal=True, maintain_order="left")
-    allowed = np.ones((distinct.height, classes.height), dtype=np.bool_)
-    for taxon in taxa:
-        of_photo = distinct[taxon].to_numpy().astype(object)[:, None]
-        of_class = classes[taxon].to_numpy().astype(object)[None, :]
-        allowed &= (of_photo == of_class) | (of_photo == None) | (of_class == None)  # noqa: E711 elementwise
-    return joined["combination"].to_numpy().astype(np.int64), allowed
-
-
 def propagate_scores(
     scores: GuideScores,
     positions: Integers,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from fieldmark.artifacts import TAXA
 from fieldmark.context import Context
 from fieldmark.sampling import BalancedSampler, EpochSampler, MixedSampler, Sampler
 
@@ -41,31 +40,6 @@ class PhotoSet:
         for array in (self.target, self.weight, self.taxon, self.taxon_of_class, *context):
             whole.update(np.ascontiguousarray(array).tobytes())
         return whole.hexdigest()
-
-
-def coarse_taxon_codes(manifest: pl.DataFrame, classes: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The known coarse taxa as numbers.
-
-    Args:
-        manifest: photos, with nulls in the taxon columns that are not known for all.
-        classes: the labeled classes, ordered by class_id.
-
-    Returns:
-        (N,) code of each photo and (C,) code of each class, over all taxon columns that the manifest fills for
-        unlabeled photos; −1 where one is missing, and everywhere if no column is known.
-    """
-    unlabeled = manifest.filter(pl.col("split") == "unlabeled")
-    known = [taxon for taxon in TAXA if unlabeled[taxon].null_count() < len(unlabeled)]
-    if not known:
-        return np.full(len(manifest), -1), np.full(len(classes), -1)
-    # A struct of several columns would compare nulls as values; the joined text is null as soon as one is.
-    keys = pl.concat_str([pl.col(taxon) for taxon in known], separator="\x1f", ignore_nulls=False)
-    of_photo, of_class = (frame.select(keys.alias("key"))["key"] for frame in (manifest, classes))
-    names = {name: code for code, name in enumerate(sorted(set(of_photo.drop_nulls()) | set(of_class.drop_nulls())))}
-    return tuple(
-        np.array([-1 if key is None else names[key] for key in column], dtype=np.int64)
-        for column in (of_photo, of_class)
-    )  # type: ignore[return-value]
 
 
 def photo_set(rows: pl.DataFrame, taxon_of_class: np.ndarray | None = None) -> PhotoSet:

@@ -18,7 +18,6 @@ from fieldmark.clustering import (
     combine,
     draw_centroids,
     embeddings_of,
-    known_taxa,
     number_by_first,
     paths_by_model,
     photos_of,
@@ -26,9 +25,9 @@ from fieldmark.clustering import (
     rows_of,
     spherical_kmeans,
     subclusters_per_class,
-    taxon_groups,
     unit_rows,
 )
+from fieldmark.taxa import known_taxa, taxon_groups
 from workflow.scripts.cluster_photos import cluster_photos
 
 

@@ -15,7 +15,6 @@ from fieldmark.evidence import (
     EvidenceError,
     GuideScores,
     class_positions,
-    consistent_classes,
     dense_probabilities,
     in_class_score,
     neighbour_votes,
@@ -24,6 +23,7 @@ from fieldmark.evidence import (
     weigh_evidence,
 )
 from fieldmark.neighbours import nearest_neighbours
+from fieldmark.taxa import consistent_classes
 from tests.test_clustering import draw_photos
 from tests.test_selection import guide_table, wanted, write_scores
 

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from fieldmark.artifacts import TAXA
-from fieldmark.photosets import coarse_taxon_codes, mixed_sampler, photo_set, times_seen
+from fieldmark.photosets import mixed_sampler, photo_set, times_seen
+from fieldmark.taxa import coarse_taxon_codes
 from workflow.scripts.finetune_classifier import classification_task
 from workflow.scripts.pretrain_backbone import cluster_task
 from workflow.scripts.refine_backbone import subcluster_task

@@ -22,13 +22,14 @@ import torch
 from benchmarks.configuration import read_config, truth_file
 from benchmarks.tables import markdown
 from fieldmark.artifacts import read_table
-from fieldmark.clustering import class_ids_of, known_taxa, paths_by_model, photos_of
+from fieldmark.clustering import class_ids_of, paths_by_model, photos_of
 from fieldmark.context import ContextTables
 from fieldmark.evaluation import auroc, auroc_interval
-from fieldmark.evidence import class_positions, consistent_classes, propagate_scores, read_scores, weigh_evidence
+from fieldmark.evidence import class_positions, propagate_scores, read_scores, weigh_evidence
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
 from fieldmark.models import Classifier, load_classifier
+from fieldmark.taxa import consistent_classes, known_taxa
 from fieldmark.truth import read_truth
 
 Scores = np.ndarray

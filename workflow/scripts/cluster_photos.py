@@ -18,13 +18,12 @@ from fieldmark.clustering import (
     class_ids_of,
     cluster_groups,
     combine,
-    known_taxa,
     paths_by_model,
     photos_of,
     project,
     read_embeddings,
-    taxon_groups,
 )
+from fieldmark.taxa import known_taxa, taxon_groups
 
 
 def cluster_photos(

@@ -14,13 +14,13 @@ from fieldmark.cluster_filter import FilterRules, describe_clusters, judge_clust
 from fieldmark.clustering import (
     class_ids_of,
     combine,
-    known_taxa,
     paths_by_model,
     photos_of,
     project,
     read_embeddings,
     rows_of,
 )
+from fieldmark.taxa import known_taxa
 
 
 def filter_clusters(

@@ -14,7 +14,8 @@ import polars as pl
 from fieldmark.artifacts import read_table
 from fieldmark.context import ContextTables
 from fieldmark.fitting import Plan, Task, fit
-from fieldmark.photosets import coarse_taxon_codes, photo_set
+from fieldmark.photosets import photo_set
+from fieldmark.taxa import coarse_taxon_codes
 from fieldmark.validation import Validation
 
 

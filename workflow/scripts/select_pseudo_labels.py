@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 
 from fieldmark.artifacts import read_table, write_table
-from fieldmark.clustering import class_ids_of, known_taxa, paths_by_model, photos_of
-from fieldmark.evidence import class_positions, consistent_classes, propagate_scores, read_scores, weigh_evidence
+from fieldmark.clustering import class_ids_of, paths_by_model, photos_of
+from fieldmark.evidence import class_positions, propagate_scores, read_scores, weigh_evidence
 from fieldmark.selection import SelectionRules, loss_weights, select_photos
+from fieldmark.taxa import consistent_classes, known_taxa
 
 
 def select_pseudo_labels(
