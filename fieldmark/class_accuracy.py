@@ -1,26 +1,29 @@
 """Which classes are named well and which not, and every photo that is named wrongly: for people to look at."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 
-from fieldmark.class_names import class_labels
 from fieldmark.evaluation import Labels
 from fieldmark.predictions import TopLists
 
 
-def class_table(confusion: pl.DataFrame, classes: pl.DataFrame, pseudo_labels: pl.DataFrame | None) -> pl.DataFrame:
+def class_table(
+    confusion: pl.DataFrame, classes: pl.DataFrame, pseudo_labels: pl.DataFrame | None, labels: Mapping[int, str]
+) -> pl.DataFrame:
     """One row per class, worst first: how often it is named rightly, what it is taken for, what was learned from.
 
     Args:
         confusion: a ``confusion`` table.
         classes: all classes.
         pseudo_labels: the last round's; None where there are no rounds.
+        labels: what to call each class.
 
     Returns:
         Columns class_name, labeled and pseudo_labels (photos learned from), photos (scored ones), right (of these),
         accuracy (null without photos, and then last), taken_for (its most frequent wrong name, null if none) and times.
     """
-    labels = class_labels(classes)
     names = pl.DataFrame(
         {"class_id": list(labels), "class_name": list(labels.values())}, schema_overrides={"class_id": pl.Int32}
     )
@@ -49,19 +52,18 @@ def class_table(confusion: pl.DataFrame, classes: pl.DataFrame, pseudo_labels: p
     return ordered.select(*before, "photos", "right", "accuracy", "taken_for", "times")
 
 
-def mistakes(predictions: TopLists, truth: Labels, manifest: pl.DataFrame, classes: pl.DataFrame) -> pl.DataFrame:
+def mistakes(predictions: TopLists, truth: Labels, manifest: pl.DataFrame, labels: Mapping[int, str]) -> pl.DataFrame:
     """The photos whose most probable class is not theirs, the surest mistakes first.
 
     Args:
         predictions: of n photos.
         truth: (n,) their true class ids.
         manifest: tells the paths.
-        classes: tells the names.
+        labels: what to call each class.
 
     Returns:
         Columns path, class_name (the true one), named (the predicted one) and probability.
     """
-    labels = class_labels(classes)
     first = predictions.class_ids[:, 0]
     rows = np.flatnonzero(first != truth)
     found = pl.DataFrame(

@@ -19,7 +19,7 @@ from fieldmark.contradictions import STAGES, contradictions
 
 SCHEMA_FILE = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.json"
 # A number to everyone but YAML 1.1.
-_EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
+_EXPONENT = re.compile(r"([-+]?\d+)e([-+]?)(\d+)", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
@@ -99,10 +99,9 @@ def _explain(error: jsonschema.ValidationError) -> str:
     if error.validator == "type":
         kinds = error.validator_value
         wanted = kinds if isinstance(kinds, str) else " or ".join(kinds)
-        if "number" in wanted and isinstance(error.instance, str) and _EXPONENT.fullmatch(error.instance):
-            hint = (
-                f" (YAML takes it for text: write {float(error.instance):.6f}".rstrip("0") + ", or a dot before the e)"
-            )
+        exponent = _EXPONENT.fullmatch(error.instance) if isinstance(error.instance, str) else None
+        if exponent and "number" in wanted:
+            hint = f" (YAML takes it for text: write {exponent[1]}.0e{exponent[2] or '+'}{exponent[3]})"
         return f"{key}: expected {wanted}, found {error.instance!r}{hint}"
     if error.validator == "enum":
         return f"{key}: expected one of {', '.join(map(str, error.validator_value))}; found {error.instance!r}{hint}"

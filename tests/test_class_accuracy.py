@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 
 from fieldmark.class_accuracy import class_table, mistakes
+from fieldmark.class_names import spoken_names
 from fieldmark.evaluation import confusion_table
 from fieldmark.predictions import TopLists
 
@@ -24,7 +25,7 @@ def test_classes_are_listed_worst_first() -> None:
     pseudo = pl.DataFrame(
         {"class_id": pl.Series([0, 0, 1], dtype=pl.Int32), "selected": [True, False, True], "image_id": ["a", "b", "c"]}
     )
-    table = class_table(confusion_table(TRUTH, NAMED), CLASSES, pseudo)
+    table = class_table(confusion_table(TRUTH, NAMED), CLASSES, pseudo, spoken_names(CLASSES))
     assert table.rows() == [
         # name, labeled, pseudo-labels, photos, right, share, most often taken for, and how often
         ("Owl", 4, 0, 3, 0, 0.0, "ant", 2),
@@ -32,7 +33,10 @@ def test_classes_are_listed_worst_first() -> None:
         ("bee", 3, 1, 2, 2, 1.0, None, 0),
         ("fly", 2, 0, 0, 0, None, None, 0),
     ]
-    assert class_table(confusion_table(TRUTH, NAMED), CLASSES, None).columns[1:3] == ["labeled", "photos"]
+    assert class_table(confusion_table(TRUTH, NAMED), CLASSES, None, spoken_names(CLASSES)).columns[1:3] == [
+        "labeled",
+        "photos",
+    ]
 
 
 def test_mistakes_are_listed_the_surest_first() -> None:
@@ -40,7 +44,7 @@ def test_mistakes_are_listed_the_surest_first() -> None:
     manifest = pl.DataFrame({"image_id": ids, "path": [f"/d/{name}.jpg" for name in ids]})
     probabilities = np.linspace(0.5, 0.9, 9, dtype=np.float32)[:, None]
     lists = TopLists(ids, NAMED[:, None], probabilities)
-    found = mistakes(lists, TRUTH, manifest, CLASSES)
+    found = mistakes(lists, TRUTH, manifest, spoken_names(CLASSES))
     assert found.columns == ["path", "class_name", "named", "probability"]
     assert found.drop("probability").rows() == [
         ("/d/t/8.jpg", "Owl", "ant"),
@@ -50,4 +54,4 @@ def test_mistakes_are_listed_the_surest_first() -> None:
         ("/d/t/2.jpg", "ant", "Owl"),
         ("/d/t/1.jpg", "ant", "bee"),
     ]
-    assert mistakes(lists, NAMED, manifest, CLASSES).is_empty()
+    assert mistakes(lists, NAMED, manifest, spoken_names(CLASSES)).is_empty()

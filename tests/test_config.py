@@ -171,7 +171,7 @@ def test_values_that_are_given_are_kept() -> None:
         (
             "guide.phases",
             [{"steps": 4, "learning_rate": "1e-4"}],
-            "guide.phases[0].learning_rate: expected number, found '1e-4' (YAML takes it for text: write 0.0001, or",
+            "guide.phases[0].learning_rate: expected number, found '1e-4' (YAML takes it for text: write 1.0e-4)",
         ),
         (
             "data",

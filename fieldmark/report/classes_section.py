@@ -32,7 +32,8 @@ def classes_section(material: Material) -> ClassesSection:
     """Collect the section."""
     last = list(by_round(material.inputs.pseudo_labels).values())[-1:]
     pseudo = read_table("pseudo_labels", last[0]) if last else None
-    rows = class_table(read_table("confusion", material.inputs.confusion), material.classes, pseudo).to_dicts()
+    confusion = read_table("confusion", material.inputs.confusion)
+    rows = class_table(confusion, material.classes, pseudo, material.names).to_dicts()
     return ClassesSection(
         worst=rows[:_CLASSES_OPEN],
         others=rows[_CLASSES_OPEN:_CLASSES_SHOWN],

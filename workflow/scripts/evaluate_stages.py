@@ -20,6 +20,7 @@ import polars as pl
 from fieldmark.artifacts import ArtifactError, read_table, write_atomically, write_table
 from fieldmark.boxes import FULL, box_scores, known_boxes
 from fieldmark.class_accuracy import class_table, mistakes
+from fieldmark.class_names import spoken_names
 from fieldmark.ensemble import combine
 from fieldmark.evaluation import (
     FOREIGN,
@@ -269,9 +270,10 @@ def evaluate_stages(
     confusion = confusion_table(judge.truth(split), first)
     write_table(confusion, "confusion", confusion_target)
     last = max(pseudo_labels, key=lambda path: round_of(Path(path).parent.name) or 0, default=None)
-    by_class = class_table(confusion, known, None if last is None else read_table("pseudo_labels", last))
+    names = spoken_names(known)
+    by_class = class_table(confusion, known, None if last is None else read_table("pseudo_labels", last), names)
     write_atomically(Path(classes_target), partial(by_class.write_csv, float_precision=4))
-    wrong = mistakes(ensemble.rows_of(list(judge.labels[split]), "ensemble"), judge.truth(split), photos, known)
+    wrong = mistakes(ensemble.rows_of(list(judge.labels[split]), "ensemble"), judge.truth(split), photos, names)
     write_atomically(Path(mistakes_target), partial(wrong.write_csv, float_precision=4))
 
 
