@@ -67,7 +67,8 @@ lint: env ## Check style, formatting, rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow benchmarks
-	$(BIN)/snakemake --lint
+	@# In a folder without results, which may be of other photos than the demo's.
+	$(BIN)/snakemake --snakefile $(CURDIR)/Snakefile --directory $(VENV) --lint
 	$(BIN)/mypy fieldmark workflow/scripts $(wildcard benchmarks/*.py benchmarks/*/*.py)
 
 format: env ## Rewrite Python and rule files in the house style

@@ -81,10 +81,11 @@ def _explain(error: jsonschema.ValidationError) -> str:
         return f"{_key(error.absolute_path)}: expected {wanted}, found {error.instance!r}"
     key = _key(error.absolute_path)
     if error.validator == "required":
-        missing = next(name for name in error.validator_value if name not in error.instance)
+        # There is one such error for each missing key, which only its message names.
+        missing = error.message.partition(" is a required")[0]
         # Who wants to change one key of a phase finds all others gone.
         why = "; a list in your file replaces the whole list of config.yaml" if "phases" in error.absolute_path else ""
-        return f"{key}: expected the key {missing!r}, which is missing{why}"
+        return f"{key}: expected the key {missing}, which is missing{why}"
     hint = error.schema.get("description") if isinstance(error.schema, Mapping) else None
     hint = f" ({hint})" if hint else ""
     if error.validator == "additionalProperties":
@@ -144,7 +145,10 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     # As a shell would have it.
     for key in ("root", "truth"):
         if config["data"][key]:
-            config["data"][key] = str(Path(config["data"][key]).expanduser())
+            try:
+                config["data"][key] = str(Path(config["data"][key]).expanduser())
+            except RuntimeError as error:
+                raise ConfigError(f"data.{key}: expected a place that exists, found {config['data'][key]!r}") from error
     if config["submission"]["layout"] == "auto":
         competition = config["data"]["format"] in ("semi_inat", "demo")
         config["submission"]["layout"] = "semi_inat" if competition else "simple"

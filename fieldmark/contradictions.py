@@ -106,13 +106,14 @@ def _of_the_stages(config: Mapping[str, Any]) -> Iterator[str]:
                 "means of photos of one class"
             )
         place = name if name in STAGES else f"recipes.{name}"
+        overrides = {model: settings["overrides"].get(name, {}) for model, settings in config["models"].items()}
+        overrides = {model: keys for model, keys in overrides.items() if {"shares", "marginal_weight"} & keys.keys()}
         for number, phase in enumerate(stage["phases"]):
-            yield from _of_the_shares(name, phase, f"{place}.phases[{number}]")
-        for model, settings in config["models"].items():
-            changes = settings["overrides"].get(name, {})
-            if {"shares", "marginal_weight"} & changes.keys():
-                for phase in stage["phases"]:
-                    yield from _of_the_shares(name, {**phase, **changes}, f"models.{model}.overrides.{name}")
+            # As it stands, unless every model changes it.
+            if len(overrides) < len(config["models"]):
+                yield from _of_the_shares(name, phase, f"{place}.phases[{number}]")
+            for model, keys in overrides.items():
+                yield from _of_the_shares(name, {**phase, **keys}, f"models.{model}.overrides.{name}")
 
 
 def _of_the_shares(stage: str, phase: Mapping[str, Any], where: str) -> Iterator[str]:

@@ -1,42 +1,58 @@
 """Val photos drawn from the labeled ones, for data whose source keeps none aside."""
 
 import logging
+from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 
+from fieldmark.artifacts import TAXA
 from fieldmark.openset import class_stream
-from fieldmark.readers.listing import DataError, Listing
+from fieldmark.readers.listing import DataError
 
 log = logging.getLogger("fieldmark")
 
 
-def hold_out(listing: Listing, per_class: int, seed: int) -> Listing:
-    """Move ``per_class`` labeled photos of each class to val; each class keeps one labeled photo at least.
+@dataclass(frozen=True)
+class HoldOut:
+    """How many labeled photos of each class become val photos, and the seed of the draws."""
+
+    per_class: int
+    seed: int
+
+
+def hold_out(photos: pl.DataFrame, classes: pl.DataFrame, plan: HoldOut) -> pl.DataFrame:
+    """Move some labeled photos of each class to val; each class keeps one labeled photo at least.
+
+    Photos of the same bytes count as one: a copy of a val photo is no use as a label. Of classes with fewer photos to
+    spare, all but one are moved. Draws are each class's own: photos added to one leave the others' val as it is.
 
     Args:
-        listing: as its source has it, without val photos.
-        per_class: how many; of classes with fewer to spare, all but one.
-        seed: of the draws, which are each class's own: photos added to one class leave the others' val as it is.
+        photos: usable ones, rows of a ``manifest`` table, none of them in val.
+        classes: columns class_id and name.
+        plan: how many.
 
     Returns:
-        The listing, with the split ``val`` for these photos.
+        The same rows, with the split ``val`` for those drawn. They keep no coarse taxon that test photos do not have.
 
     Raises:
-        DataError: if there are val photos already, or no class has a photo to spare.
+        DataError: if no class has a photo to spare.
     """
-    if (listing.photos["split"] == "val").any():
-        raise DataError("data.val_per_class: expected 0, because the data have val photos of their own")
-    photos = listing.photos.with_row_index("row")
-    rows: list[int] = []
-    for (label,), group in photos.filter(split="labeled").sort("label", "file").group_by("label", maintain_order=True):
-        drawn = class_stream(seed, "val", str(label)).permutation(group.height)[: min(per_class, group.height - 1)]
-        rows += group["row"].to_numpy()[np.sort(drawn)].tolist()
-    if not rows:
+    labeled = photos.filter(pl.col("split") == "labeled").sort("image_id").unique("sha256", maintain_order=True)
+    drawn: list[str] = []
+    for class_id, name in classes.select("class_id", "name").iter_rows():
+        own = labeled.filter(pl.col("class_id") == class_id)["image_id"].to_list()
+        order = class_stream(plan.seed, "val", name).permutation(len(own))
+        drawn += [own[place] for place in order[: max(0, min(plan.per_class, len(own) - 1))]]
+    if not drawn:
         raise DataError(
-            f"{listing.root}: no class has more than one labeled photo, so none can be held out as val "
-            f"(data.val_per_class: {per_class}); label more photos, or give val photos of your own"
+            "no class has more than one usable labeled photo, so none can be held out as val "
+            f"(data.val_per_class: {plan.per_class}); label more photos, or give val photos of your own"
         )
-    log.info("%d labeled photos were drawn as val photos, at most %d a class", len(rows), per_class)
-    split = pl.when(pl.col("row").is_in(rows)).then(pl.lit("val")).otherwise("split").alias("split")
-    return Listing(listing.root, photos.with_columns(split).drop("row"), listing.classes, listing.refused)
+    log.info("%d labeled photos were drawn as val photos, at most %d a class", len(drawn), plan.per_class)
+    held = pl.col("image_id").is_in(drawn)
+    test = photos.filter(pl.col("split") == "test")
+    unknown = [taxon for taxon in TAXA if test[taxon].null_count() == test.height]
+    return photos.with_columns(
+        pl.when(held).then(pl.lit("val")).otherwise("split").alias("split"),
+        *(pl.when(~held).then(pl.col(taxon)).alias(taxon) for taxon in unknown),
+    )

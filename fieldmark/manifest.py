@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from fieldmark.artifacts import read_table
+from fieldmark.holdout import HoldOut, hold_out
 from fieldmark.images import PhotoError, decode_resized, read_bytes
 from fieldmark.leaks import Leaks, find_leaks
 from fieldmark.readers.candidates import check_labeled
@@ -75,6 +76,7 @@ def build_manifest(
     leaks: Leaks,
     near_bits: int,
     workers: int,
+    held_out: HoldOut | None = None,
 ) -> Manifest:
     """Open every candidate and keep those that can be used.
 
@@ -88,6 +90,7 @@ def build_manifest(
             ``drop`` also rejects those of the same bytes, ``drop_near`` the near duplicates too.
         near_bits: see :func:`fieldmark.leaks.find_leaks`.
         workers: decoding threads.
+        held_out: how val photos are drawn from the usable labeled ones, if they are.
 
     Raises:
         DataError: if more than ``max_rejected_share`` are unusable, a class has no usable labeled photo left, or there
@@ -97,6 +100,8 @@ def build_manifest(
     rejected = pl.concat([refused, broken], how="diagonal")
     _check_share(rejected, candidates.height + refused.height, max_rejected_share)
     photos = _fit_boxes(checked)
+    if held_out is not None:
+        photos = hold_out(photos, classes, held_out)
     leaked = find_leaks(photos, near_bits).filter(leaks == "drop_near" or pl.col("exact"))
     why = ""
     if leaks != "report" and not leaked.is_empty():

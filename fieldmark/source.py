@@ -4,6 +4,7 @@ Only light imports: this runs each time Snakemake parses the workflow.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ RECORD = Path("results/data/source.json")
 MANIFEST = Path("results/data/manifest.parquet")
 
 
-def source_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """The keys that say which photos these are."""
-    return {key: str(config["data"][key]) for key in ("format", "root")}
+def source_of(config: Mapping[str, Any]) -> dict[str, str | None]:
+    """The keys that say which photos these are: the folder, and of torchvision's, which share one, the set."""
+    return {key: config["data"][key] for key in ("format", "root", "dataset")}
 
 
 def check_source(config: Mapping[str, Any], folder: Path = Path()) -> None:
@@ -30,19 +31,36 @@ def check_source(config: Mapping[str, Any], folder: Path = Path()) -> None:
         ConfigError: if the results there are of other photos; it tells whose they are, and how to go on.
     """
     record = folder / RECORD
-    if not record.is_file() or not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file():
         return
-    before, now = json.loads(record.read_text(encoding="utf-8")), source_of(config)
-    if before != now:
+    before, now = _recorded(record), source_of(config)
+    if before is not None and before != now:
         raise ConfigError(
-            f"results/ were made of {before['root']} (data.format: {before['format']}), but this configuration is of "
-            f"{now['root']} ({now['format']}). Give the --configfile of that run, or a folder of its own to this one "
-            f"(--directory). If these results are to be replaced, delete {record} first"
+            f"results/ were made of {_shown(before)}, but this configuration is of {_shown(now)}. Give the "
+            "--configfile of that run, or a folder of its own to this one (--directory). If the photos were moved, or "
+            f"these results are to be replaced, delete {record} first"
         )
 
 
 def record_source(config: Mapping[str, Any], folder: Path = Path()) -> None:
-    """Write down which photos the results in ``folder`` are made of."""
-    record = folder / RECORD
+    """Write down which photos the results in ``folder`` are made of, unless it is written there; atomically."""
+    record, now = folder / RECORD, source_of(config)
+    if _recorded(record) == now:
+        return
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(source_of(config)) + "\n", encoding="utf-8")
+    unfinished = record.with_name(f".{record.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(now) + "\n", encoding="utf-8")
+    unfinished.replace(record)
+
+
+def _recorded(record: Path) -> dict[str, str | None] | None:
+    """What the record says; None if there is none, or it is damaged: it protects results, and must not bar them."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.keys() == {"format", "root", "dataset"} else None
+
+
+def _shown(source: Mapping[str, str | None]) -> str:
+    return f"{source['dataset'] or source['root']} (data.format: {source['format']})"

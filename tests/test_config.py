@@ -204,6 +204,16 @@ def test_values_that_are_given_are_kept() -> None:
             {"labeled": 0, "pseudo": 0},
             "recipes.plain.phases[0].shares: expected one above 0, found none",
         ),
+        (
+            "guide.phases",
+            [{"balanced": False}],
+            "guide.phases[0]: expected the key 'steps', which is missing; a list",
+        ),
+        (
+            "guide.phases",
+            [{"balanced": False}],
+            "guide.phases[0]: expected the key 'learning_rate', which is missing;",
+        ),
         ("resources.gpus", "4", "resources.gpus: expected integer or auto, found '4'"),
         ("data.annotations", 7, "data.annotations: expected string or object or null, found 7"),
         ("cluster", {3: 4, "foo": 1}, "cluster: expected names as keys, found 3"),
@@ -288,11 +298,23 @@ def test_a_stages_own_factor_lengthens_it_beside_the_general_one() -> None:
     assert [stage_settings(config, "m", stage)["phases"][0]["steps"] for stage in ("guide", "plain")] == [10, 30]
 
 
+def test_a_share_of_unlabeled_photos_may_rest_on_every_models_own_marginal_loss() -> None:
+    config = minimal()
+    put(config, "recipes.plain.phases.0.shares", {"labeled": 0.5, "unlabeled": 0.5})
+    put(config, "models.m.overrides", {"plain": {"marginal_weight": 0.5}})
+    resolve(copy.deepcopy(config))
+    config["models"]["other"] = {**config["models"]["m"], "overrides": {}}
+    with pytest.raises(ConfigError, match=r"recipes\.plain\.phases\[0\]\.shares\.unlabeled: expected 0"):
+        resolve(config)
+
+
 def test_a_tilde_stands_for_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     config = minimal()
     put(config, "data.root", "~/orchids")
     assert resolve(config)["data"]["root"] == "/home/ann/orchids"
+    with pytest.raises(ConfigError, match=r"data\.root: expected a place that exists, found '~nosuchuser/x'"):
+        resolve(minimal() | {"data": {"format": "folder", "root": "~nosuchuser/x"}})
 
 
 def test_null_removes_a_model_or_recipe() -> None:

@@ -239,7 +239,7 @@ def test_the_stages_leave_a_detector_and_a_box_per_photo(manifest: pl.DataFrame,
     boxes, scores = detect(load_detector(detector), manifest["path"].to_list(), Hardware())
     middle = float(np.median(scores))
     activation = detect_stage.Activation("test_efficientnet", "none", 64)
-    for finder, least in ((detector, middle), (activation, 0.0), (None, 0.0)):
+    for finder, least in ((detector, middle), (activation, 0.0)):
         detect_stage.detect_photos(shard, finder, least, Hardware(), tmp_path / "boxes.parquet")
         table = read_table("boxes", tmp_path / "boxes.parquet")
         assert table["image_id"].to_list() == manifest["image_id"].to_list()

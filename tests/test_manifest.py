@@ -199,6 +199,17 @@ def test_val_photos_held_out_at_ingest(tmp_path: Path) -> None:
     counts = manifest.group_by("split", "class_id").len().sort("split", "class_id").rows()
     assert counts == [("labeled", 0, 4), ("labeled", 1, 4), ("val", 0, 2), ("val", 1, 2)]
     assert classes["labeled_count"].to_list() == [4, 4]
+    # Of three photos one is damaged, so one of the other two is held out.
+    for name in ("0", "2", "4"):
+        (root / f"labeled/class0/{name}.png").unlink()
+    broken = root / "labeled/class0/6.png"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    manifest, _, _ = ingest(root, share=0.5, val_per_class=2, seed=1)
+    assert manifest.filter(class_id=0)["split"].sort().to_list() == ["labeled", "val"]
+    (root / "val/class0").mkdir(parents=True)
+    draw(root / "val/class0/99.png", 99)
+    with pytest.raises(DataError, match=r"val_per_class: expected 0, because the data have val photos"):
+        ingest(root, val_per_class=2, seed=1)
 
 
 def test_shards(root: Path) -> None:

@@ -1,5 +1,6 @@
 """Results of one data set are not overwritten by another."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from fieldmark.config import ConfigError
 from fieldmark.source import MANIFEST, RECORD, check_source, record_source
 from tests.project import TINY, fresh_project
 
-ORCHIDS = {"data": {"format": "folder", "root": "/data/orchids"}}
-DEMO = {"data": {"format": "demo", "root": "results/demo"}}
+ORCHIDS = {"data": {"format": "folder", "root": "/data/orchids", "dataset": None}}
+DEMO = {"data": {"format": "demo", "root": "results/demo", "dataset": None}}
+FLOWERS = {"data": {"format": "torchvision", "root": "data", "dataset": "Flowers102"}}
 
 
 def test_results_of_other_photos_are_refused(tmp_path: Path) -> None:
@@ -18,13 +20,29 @@ def test_results_of_other_photos_are_refused(tmp_path: Path) -> None:
     check_source(DEMO, tmp_path)  # nothing was read in yet, so nothing is lost
     (tmp_path / MANIFEST).write_bytes(b"")
     check_source({"data": {**ORCHIDS["data"], "leaks": "drop"}}, tmp_path)
-    for other in (DEMO, {"data": {"format": "folder", "root": "/data/moths"}}):
-        with pytest.raises(
-            ConfigError, match=r"results/ were made of /data/orchids \(data\.format: folder\), but .*--dir"
-        ):
+    for other in (DEMO, {"data": {**ORCHIDS["data"], "root": "/data/moths"}}):
+        with pytest.raises(ConfigError, match=r"were made of /data/orchids \(data\.format: folder\), but .*--dir"):
             check_source(other, tmp_path)
     (tmp_path / RECORD).unlink()  # as the message says
     check_source(DEMO, tmp_path)
+
+
+def test_data_sets_of_one_folder_are_told_apart(tmp_path: Path) -> None:
+    record_source(FLOWERS, tmp_path)
+    (tmp_path / MANIFEST).write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"made of Flowers102 .* is of CIFAR10"):
+        check_source({"data": {**FLOWERS["data"], "dataset": "CIFAR10"}}, tmp_path)
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "{}", "[]", '{"format": "demo"}'])
+def test_a_damaged_record_bars_nothing_and_is_written_anew(tmp_path: Path, damaged: str) -> None:
+    record_source(ORCHIDS, tmp_path)
+    (tmp_path / MANIFEST).write_bytes(b"")
+    (tmp_path / RECORD).write_text(damaged)
+    check_source(DEMO, tmp_path)
+    record_source(ORCHIDS, tmp_path)
+    assert json.loads((tmp_path / RECORD).read_text()) == ORCHIDS["data"]
+    assert sorted(path.name for path in (tmp_path / RECORD).parent.iterdir()) == ["manifest.parquet", "source.json"]
 
 
 def test_a_run_writes_down_its_photos_and_one_of_others_is_not_even_planned(tmp_path: Path) -> None:

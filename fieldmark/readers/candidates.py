@@ -22,7 +22,9 @@ CANDIDATE_COLUMNS = [
 ]
 
 
-def to_candidates(listing: Listing, coarse_taxa: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def to_candidates(
+    listing: Listing, coarse_taxa: Sequence[str], val_is_drawn: bool = False
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Validate a listing and give ids.
 
     A photo's ``image_id`` is its path relative to the root, with forward slashes and without the suffix, in every
@@ -32,6 +34,7 @@ def to_candidates(listing: Listing, coarse_taxa: Sequence[str]) -> tuple[pl.Data
     Args:
         listing: from a reader.
         coarse_taxa: taxon columns that may be known of unlabeled photos.
+        val_is_drawn: whether val photos will be drawn from the labeled ones, so that there must be none.
 
     Returns:
         The candidates (columns of the manifest up to the box), ordered by image_id, and the classes (columns class_id,
@@ -46,7 +49,7 @@ def to_candidates(listing: Listing, coarse_taxa: Sequence[str]) -> tuple[pl.Data
     if unknown:
         raise DataError(f"data.coarse_taxa: expected some of {', '.join(TAXA)}; found {', '.join(unknown)}")
     classes = listing.classes.with_row_index("class_id").with_columns(pl.col("class_id").cast(pl.Int32))
-    _check_classes(classes, listing.photos, where, refusals)
+    _check_classes(classes, listing.photos, where, refusals, val_is_drawn)
     folder = listing.root.as_posix()
     inside = [relative_path(file, listing.root) for file in listing.photos["file"]]
     photos = listing.photos.with_columns(
@@ -125,7 +128,7 @@ def _told(refused: pl.DataFrame) -> str:
     return f" ({refused.height} files or folders were refused, such as {path!r}: {reason})"
 
 
-def _check_classes(classes: pl.DataFrame, photos: pl.DataFrame, where: str, refusals: str) -> None:
+def _check_classes(classes: pl.DataFrame, photos: pl.DataFrame, where: str, refusals: str, val_is_drawn: bool) -> None:
     needed = {
         "labeled": "to learn from",
         "val": "to choose the ensemble's weights by: keep a few photos of each class aside, or let them be drawn with "
@@ -136,6 +139,10 @@ def _check_classes(classes: pl.DataFrame, photos: pl.DataFrame, where: str, refu
         "test": "results/submission.csv will name none",
     }
     present = set(photos["split"])
+    if val_is_drawn:
+        if "val" in present:
+            raise DataError("data.val_per_class: expected 0, because the data have val photos of their own")
+        del needed["val"]
     for split, need in needed.items():
         if split not in present:
             raise DataError(f"{where}: the {split} split has no photos{refusals}; it needs some {need}")

@@ -151,7 +151,7 @@ def headline(material: Material) -> Headline:
         single="" if single is None else member_with_run(single),
         caveat="" if on_test else _FITTED if fitted else _EQUAL,
         fitted=fitted,
-        figure=_headline_figure(material, top1, supervised),
+        figure=_headline_figure(material, top1, supervised, fitted),
         test_photos=test.join(material.predictions, on="image_id", how="semi").height,
         members=weights.height,
         voting=weights.filter(pl.col("weight") >= 0.005).height,
@@ -188,7 +188,7 @@ def difference_text(
     return f"{abs(100 * row['value']):.1f} points {side} {reference}; {interval}."
 
 
-def _headline_figure(material: Material, top1: dict, supervised: str | None) -> Figure:
+def _headline_figure(material: Material, top1: dict, supervised: str | None, fitted: bool) -> Figure:
     rows = []
     probes = [name for name in material.members("model", material.split) if name.endswith("/probe")]
     probes = [name for name in probes if name != "baseline/metadata/probe"]
@@ -201,8 +201,8 @@ def _headline_figure(material: Material, top1: dict, supervised: str | None) -> 
     single = _best_single(material)
     if single is not None:
         rows.append(_row("Best model of the rounds", _top1(material, single), "s1"))
-    # The other models have learned nothing from the validation photos; its weights have, from half of them.
-    rows.append(_row("Ensemble" if material.split == "test" else "Ensemble, on its other half", top1, "s3"))
+    # The other models have learned nothing from the validation photos; fitted weights have, from half of them.
+    rows.append(_row("Ensemble, on its other half" if fitted else "Ensemble", top1, "s3"))
     reference = None if supervised is None else _top1(material, supervised)["value"]
     caption = f"Top-1 on {split_name(material.split).lower()} photos with 95 % intervals"
     return _dots(material, caption, rows, _bounds(rows), reference)

@@ -8,11 +8,9 @@ if "snakemake" in globals():
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fieldmark.activation import activation_boxes
 from fieldmark.artifacts import read_table, write_table
-from fieldmark.boxes import FULL, Floats, box_table
+from fieldmark.boxes import Floats, box_table
 from fieldmark.detector import detect, load_detector
 from fieldmark.hardware import Hardware
 
@@ -26,14 +24,12 @@ class Activation:
     image_size: int
 
 
-def detect_photos(
-    shard: Path, finder: Path | Activation | None, min_score: float, hardware: Hardware, target: Path
-) -> None:
+def detect_photos(shard: Path, finder: Path | Activation, min_score: float, hardware: Hardware, target: Path) -> None:
     """Write one box per photo of a shard.
 
     Args:
         shard: a ``shard`` table.
-        finder: the detector's file, a backbone whose activation tells, or None for the full photos.
+        finder: the detector's file, or a backbone whose activation tells.
         min_score: below this the full photo is taken.
         hardware: device and precision.
         target: where the ``boxes`` table goes.
@@ -42,9 +38,7 @@ def detect_photos(
     paths = photos["path"].to_list()
     boxes: Floats
     scores: Floats
-    if finder is None:
-        boxes, scores = np.tile(FULL, (len(paths), 1)), np.zeros(len(paths))
-    elif isinstance(finder, Activation):
+    if isinstance(finder, Activation):
         boxes, scores = activation_boxes(finder.backbone, finder.weights, finder.image_size, paths, hardware)
     else:
         boxes, scores = detect(load_detector(finder), paths, hardware)
@@ -54,14 +48,9 @@ def detect_photos(
 if "snakemake" in globals():
     settings = dict(snakemake.params.settings)
     method, min_score = settings.pop("method"), settings.pop("min_score")
-    finder: Path | Activation | None = None
-    if method == "detector":
-        finder = Path(snakemake.input.detector)
-    elif method == "activation":
-        finder = Activation(**settings)
     detect_photos(
         shard=Path(snakemake.input.shard),
-        finder=finder,
+        finder=Path(snakemake.input.detector) if method == "detector" else Activation(**settings),
         min_score=min_score,
         hardware=Hardware.of_job(snakemake),
         target=Path(snakemake.output[0]),

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from fieldmark.artifacts import write_atomically, write_table
-from fieldmark.holdout import hold_out
+from fieldmark.holdout import HoldOut
 from fieldmark.leaks import Leaks
 from fieldmark.manifest import build_manifest
 from fieldmark.openset import OpenSet, split_openset
@@ -90,14 +90,23 @@ def ingest_photos(
         plan = OpenSet(in_class_share=openset["in_class_share"], **sizes)
         listing, hidden = split_openset(listing, plan, seed, coarse_taxa)
         write_atomically(Path(truth), hidden.write_csv)
+    plan_of_val = None
     if val_per_class:
         if seed is None:
             raise DataError("data.val_per_class: the draw needs a seed")
-        listing = hold_out(listing, val_per_class, seed)
-    candidates, known = to_candidates(listing, coarse_taxa)
+        plan_of_val = HoldOut(val_per_class, seed)
+    candidates, known = to_candidates(listing, coarse_taxa, val_is_drawn=plan_of_val is not None)
     refused = listing.refused.with_columns(pl.format("{}/{}", pl.lit(listing.root.as_posix()), "path").alias("path"))
     result = build_manifest(
-        candidates, known, refused, listing.root, max_rejected_share, leaks, near_duplicate_bits, workers
+        candidates,
+        known,
+        refused,
+        listing.root,
+        max_rejected_share,
+        leaks,
+        near_duplicate_bits,
+        workers,
+        plan_of_val,
     )
     write_table(result.photos, "manifest", manifest)
     counts = result.photos.filter(pl.col("split") == "labeled")["class_id"].value_counts(name="labeled_count")
