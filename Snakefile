@@ -15,7 +15,7 @@ min_version("9.27")
 
 from fieldmark.config import ConfigError, in_order, model_settings, resolve, stage_settings, threads_and_gpus
 from fieldmark.fingerprint import fingerprint
-from fieldmark.source import check_source, record_source
+from fieldmark.source import RECORD, check_source, record_source
 
 
 # Beside this file, so that a run may have its results in any folder: snakemake -s …/Snakefile --directory there
@@ -68,4 +68,7 @@ onstart:
             f"resources.gpus: of the {GPUS} GPUs for each training job, Snakemake has {offered.value} to hand out. If this "
             f"machine has more, add --resources gpu={GPUS}"
         )
-    record_source(config)
+    try:
+        record_source(config)
+    except OSError as problem:
+        logger.warning(f"{RECORD}: {problem.strerror}; a run on other photos will not be refused here")

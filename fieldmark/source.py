@@ -43,14 +43,21 @@ def check_source(config: Mapping[str, Any], folder: Path = Path()) -> None:
 
 
 def record_source(config: Mapping[str, Any], folder: Path = Path()) -> None:
-    """Write down which photos the results in ``folder`` are made of, unless it is written there; atomically."""
+    """Write down which photos the results in ``folder`` are made of, unless it is written there; atomically.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left behind.
+    """
     record, now = folder / RECORD, source_of(config)
     if _recorded(record) == now:
         return
     record.parent.mkdir(parents=True, exist_ok=True)
     unfinished = record.with_name(f".{record.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(now) + "\n", encoding="utf-8")
-    unfinished.replace(record)
+    try:
+        unfinished.write_text(json.dumps(now) + "\n", encoding="utf-8")
+        unfinished.replace(record)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _recorded(record: Path) -> dict[str, str | None] | None:
