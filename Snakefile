@@ -62,10 +62,11 @@ onstart:
             "resources.gpus: expected a number, because jobs run on other machines: auto looks at the one that Snakemake "
             "was started on. Write how many a node has, or 0 to train on CPUs"
         )
-    offered = workflow.global_resources.get("gpu")
-    if offered is not None and GPUS > offered.value:
+    # None where nothing limits them, as on a cluster.
+    offered = getattr(workflow.global_resources.get("gpu"), "value", None)
+    if offered is not None and GPUS > offered:
         logger.warning(
-            f"resources.gpus: of the {GPUS} GPUs for each training job, Snakemake has {offered.value} to hand out. If this "
+            f"resources.gpus: of the {GPUS} GPUs for each training job, Snakemake has {offered} to hand out. If this "
             f"machine has more, add --resources gpu={GPUS}"
         )
     try:

@@ -1,6 +1,7 @@
 """What the SLURM profile and the rules together ask for, job by job; a real SLURM is in tests/slurm."""
 
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,7 @@ def test_fewer_gpus_to_hand_out_than_asked_for_are_told(project: Project, tmp_pa
     files = ("--configfile", TINY, str(tmp_path / "gpus.yaml"))
     text = copy.succeed("--cores", "1", *files, "--", "results/demo/truth.csv")
     assert "of the 4 GPUs for each training job, Snakemake has 1 to hand out" in text and "--resources gpu=4" in text
+    # Where nothing limits them, nothing is amiss.
+    shutil.rmtree(copy.folder / "results")
+    text = copy.succeed("--workflow-profile", "none", "--cores", "1", *files, "--", "results/demo/truth.csv")
+    assert "to hand out" not in text
