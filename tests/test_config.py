@@ -1,4 +1,4 @@
-"""The configuration: the demo's is sound, defaults are filled in, and each kind of mistake is named with its key."""
+"""The configuration: the demo's is sound, defaults are filled in, and every key that is shown or passed on exists."""
 
 import copy
 import dataclasses
