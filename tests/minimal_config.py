@@ -6,7 +6,10 @@ import pytest
 
 from fieldmark.config import ConfigError, resolve
 
-PHASE = {"steps": 5, "learning_rate": 0.001}
+
+def new_phase() -> dict[str, Any]:
+    """The least that a phase must say; a new one for each test, since :func:`resolve` writes defaults into it."""
+    return {"steps": 5, "learning_rate": 0.001}
 
 
 def minimal() -> dict[str, Any]:
@@ -14,10 +17,10 @@ def minimal() -> dict[str, Any]:
     return {
         "data": {"format": "folder", "root": "photos"},
         "models": {"m": {"backbone": "resnet18", "image_size": 64, "recipes": ["plain"]}},
-        "pretrain": {"phases": [dict(PHASE)]},
-        "guide": {"phases": [dict(PHASE)]},
-        "refine": {"phases": [dict(PHASE)]},
-        "recipes": {"plain": {"phases": [dict(PHASE)]}},
+        "pretrain": {"phases": [new_phase()]},
+        "guide": {"phases": [new_phase()]},
+        "refine": {"phases": [new_phase()]},
+        "recipes": {"plain": {"phases": [new_phase()]}},
     }
 
 

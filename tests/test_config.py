@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fieldmark.config import SCHEMA_FILE, STAGES, ConfigError, model_settings, resolve, stage_settings, threads_and_gpus
-from tests.minimal_config import PHASE, minimal, problems, put
+from tests.minimal_config import minimal, new_phase, problems, put
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def test_null_removes_a_model_or_recipe() -> None:
     resolve(config)
     assert list(config["models"]) == ["m"] and list(config["recipes"]) == ["plain"]
     assert "models: {} should be non-empty" in problems(models={"m": None})
-    assert "'plain' is not defined under recipes:" in problems(recipes={"plain": None, "x": {"phases": [PHASE]}})
+    assert "'plain' is not defined under recipes:" in problems(recipes={"plain": None, "x": {"phases": [new_phase()]}})
 
 
 def test_overrides_replace_single_keys_of_one_stage_of_one_model() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fieldmark.config import ConfigError, resolve
-from tests.minimal_config import PHASE, minimal, problems, put
+from tests.minimal_config import minimal, new_phase, problems, put
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ from tests.minimal_config import PHASE, minimal, problems, put
         ("models", {}, "models: {} should be non-empty"),
         # Names that become parts of paths.
         ("models", {"a/b": minimal()["models"]["m"]}, "models: 'a/b' does not match"),
-        ("recipes", {"probe": {"phases": [PHASE]}}, "recipes: 'probe' should not be valid"),
+        ("recipes", {"probe": {"phases": [new_phase()]}}, "recipes: 'probe' should not be valid"),
         # Something missing.
         ("data", {"format": "folder"}, "data: expected the key 'root', which is missing"),
         ("guide.phases", [{"steps": 4}], "guide.phases[0]: expected the key 'learning_rate', which is missing; a list"),
