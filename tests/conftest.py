@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # Read when torch and faiss are first imported: one thread each, because more make tiny arrays slower, not faster.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# At every start Snakemake's plugin asks SLURM's controller about itself, for nine seconds where SLURM is installed and
+# does not run. No test but those in tests/slurm has to do with it.
+os.environ.setdefault("SLURM_CONF", os.devnull)
 
 COLORS = [(220, 40, 40), (40, 200, 40), (40, 40, 220)]
 SIZES = [(44, 40), (40, 52), (48, 48), (64, 40)]  # width, height
