@@ -75,6 +75,18 @@ class FeaturePyramid(nn.Module):
         return self.neck(OrderedDict((str(level), features) for level, features in zip(STRIDES, maps, strict=True)))
 
 
+class _Head(FCOSHead):
+    """FCOS's head with sums over the cells inside boxes in place of means, since those of a batch's parts add up."""
+
+    def compute_loss(
+        self, targets: Any, head_outputs: Any, anchors: Any, matched_idxs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The sum of each loss, and the number of the cells."""
+        means = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        cells = torch.stack([(matched >= 0).sum() for matched in matched_idxs]).sum()
+        return {**{name: mean * cells.clamp(min=1) for name, mean in means.items()}, "cells": cells}
+
+
 class Detector(FCOS):
     """FCOS for one class that always answers with its best box."""
 
@@ -101,7 +113,7 @@ class Detector(FCOS):
             image_mean=list(mean),
             image_std=list(deviation),
             anchor_generator=AnchorGenerator(tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES)),
-            head=FCOSHead(width, 1, 1, architecture.depth),
+            head=_Head(width, 1, 1, architecture.depth),
             # No threshold here: an answer for every photo, which the caller may doubt.
             score_thresh=-1.0,
             detections_per_img=1,
@@ -114,20 +126,25 @@ class Detector(FCOS):
         nn.init.constant_(self.head.regression_head.bbox_reg.bias, 3.0)
         self.architecture = architecture
 
-    def losses(self, views: Tensor, boxes: Tensor) -> Tensor:
-        """Sum of focal, GIoU and centre-ness loss; for wrapping, call ``forward`` with the same pair.
+    def losses(self, views: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Focal, GIoU and centre-ness loss; for wrapping, call ``forward`` with the same pair.
 
         Args:
             views: (B, 3, S, S) in [0, 1].
             boxes: (B, 4) x, y, width, height in pixels of the views, none of them empty.
+
+        Returns:
+            The sum of all three, and the number of cells inside boxes, by which FCOS divides it.
         """
         corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
         label = torch.zeros(1, dtype=torch.int64, device=boxes.device)
         targets = [{"boxes": box[None], "labels": label} for box in corners]
-        return torch.stack(list(super().forward(list(views), targets).values())).sum()
+        sums = super().forward(list(views), targets)
+        cells = sums.pop("cells")
+        return torch.stack(list(sums.values())).sum(), cells
 
     def forward(self, images: Tensor, targets: Tensor | None = None) -> Any:
-        """The loss of (views, boxes) while training, else one dict of boxes (corners), scores and labels per view."""
+        """Losses of (views, boxes) while training, else one dict of boxes (corners), scores and labels per view."""
         return super().forward(list(images)) if targets is None else self.losses(images, targets)
 
 

@@ -1,30 +1,29 @@
-"""Training of the detector of key regions.
-
-As in ``fieldmark/training.py``, everything random at a step is a function of the seed and the step's number, so a
-checkpoint needs weights, optimizer and step alone, and a resumed run ends with the same bytes.
-"""
+"""Training of the detector of key regions: from photos with boxes to a detector, on as many devices as there are."""
 
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import lightning_fabric
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
 
-from fieldmark.boxes import Floats, into_windows, known_boxes, visible_windows
-from fieldmark.checkpoint import Checkpoint
-from fieldmark.detector import Detector
+from fieldmark.artifacts import write_table
+from fieldmark.boxes import Floats, box_scores, into_windows, known_boxes, visible_windows
+from fieldmark.detector import Detector, DetectorArchitecture, detect, save_detector
 from fieldmark.hardware import Hardware
 from fieldmark.images import PhotoStore
+from fieldmark.loop import Batch, Lesson, learn
 from fieldmark.models import freeze_norms
-from fieldmark.phases import Phase, TrainingError, learning_rate_at
+from fieldmark.parallel import Share, open_fabric
+from fieldmark.phases import Phase, TrainingError
+from fieldmark.processes import is_first_process, run_on_all_devices
 from fieldmark.sampling import EpochSampler
-from fieldmark.stage import Progress, log
+from fieldmark.stage import log
 from fieldmark.views import collate, sample_rectangles
 
 # Smallest share of a photo's area that a random crop covers, and of a box's area that must stay visible in it.
@@ -74,7 +73,13 @@ def boxed_photos(manifest: pl.DataFrame, splits: Sequence[str]) -> BoxedPhotos:
 
 
 def random_boxed_views(
-    batch: Tensor, sizes: Tensor, boxes: Tensor, side: int, generator: torch.Generator
+    batch: Tensor,
+    sizes: Tensor,
+    boxes: Tensor,
+    side: int,
+    generator: torch.Generator,
+    part: slice = slice(None),
+    whole: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A random crop of each photo, mirrored or not, squeezed into a square, and the box in it.
 
@@ -86,11 +91,13 @@ def random_boxed_views(
         boxes: (B, 4) x, y, width, height relative to the photos.
         side: of the views, pixels.
         generator: source of all draws; on the CPU, so that every device sees the same views.
+        part: which photos of a larger batch these are; a photo's view is the same however the batch is divided.
+        whole: photos of the larger batch.
 
     Returns:
         (B, 3, side, side) float32 in [0, 1]; (B, 4) boxes in pixels of these, cut to them.
     """
-    draws = torch.rand(len(batch), 5, generator=generator).to(batch.device)
+    draws = torch.rand(whole or len(batch), 5, generator=generator)[part].to(batch.device)
     area = _MIN_CROP + (1 - _MIN_CROP) * draws[:, 0]
     stretch = torch.exp((2 * draws[:, 1] - 1) * math.log(4 / 3) / 2)
     extent = torch.stack([area.sqrt() * stretch, area.sqrt() / stretch], dim=1).clamp(max=1)  # (B, 2): x, y
@@ -138,6 +145,8 @@ def train_boxes(
 ) -> pl.DataFrame:
     """Train ``model`` in place, resuming from ``checkpoint`` if it is of the same run.
 
+    Of several processes, started by :mod:`fieldmark.processes`, each calls this; the first one validates and saves.
+
     Args:
         model: what to train; the norms of its backbone stay as they are.
         photos: what to train on.
@@ -154,115 +163,115 @@ def train_boxes(
     Raises:
         TrainingError: if the loss or the gradient is not finite; names the step and the photos.
     """
-    fabric = hardware.one_device()
-    log.info("computing on %s", hardware)
-    start = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        start.update(tensor.cpu().numpy().tobytes())
-    settings = [seed, asdict(phase), model.architecture, hardware.accelerator, hardware.precision]
-    whole = hashlib.sha256(f"{identity} {settings!r} {photos.digest()} {start.hexdigest()}".encode()).hexdigest()
-    keeper = Checkpoint(checkpoint, whole, hardware.checkpoint_seconds)
-    resumed = keeper.load()
-    rows: list[dict] = list(resumed["history"]) if resumed else []
-    if resumed:
-        model.load_state_dict(resumed["model"])
-        log.info("resuming at step %d", resumed["step"])
-    first = resumed["step"] if resumed else 0
+    share = Share(open_fabric(hardware))
     side = model.architecture.image_size
+
+    def measured() -> dict[str, float]:
+        assert validate is not None
+        return {f"val_{name}": value for name, value in validate(model).items()}
+
     with PhotoStore(photos.paths, side, hardware.cache_mb * 2**20, hardware.decode_threads) as store:
-        run = _Run(fabric, model, photos, store, phase, seed)
-        run.go(first, resumed["optimizer"] if resumed else None, rows, keeper)
-    model.eval()
-    if validate is not None:
-        rows[-1] |= {f"val_{name}": value for name, value in validate(model).items()}
-    kinds = {"step": pl.Int32} | dict.fromkeys(["val_mean_iou", "val_ap50", "val_ap"], pl.Float32)
-    return pl.DataFrame(rows, schema_overrides=kinds)
+        table = learn(
+            model,
+            [_Boxes(phase, seed, model, photos, store, share)],
+            share,
+            hardware,
+            seed=seed,
+            checkpoint=checkpoint,
+            identity=f"{identity} {model.architecture} {photos.digest()}",
+            measures=["val_mean_iou", "val_ap50", "val_ap"],
+            validate=None if validate is None else measured,
+        )
+    return table.drop("phase")
 
 
-class _Run:
-    """The steps of a training run."""
+class _Boxes(Lesson):
+    """Views of photos to the box in each."""
+
+    rate_key = "detection.learning_rate"
 
     def __init__(
-        self,
-        fabric: lightning_fabric.Fabric,
-        model: Detector,
-        photos: BoxedPhotos,
-        store: PhotoStore,
-        phase: Phase,
-        seed: int,
+        self, phase: Phase, seed: int, model: Detector, photos: BoxedPhotos, store: PhotoStore, share: Share
     ) -> None:
-        self.fabric, self.model, self.photos, self.store = fabric, model, photos, store
-        self.phase, self.seed = phase, seed
-        self.sampler = EpochSampler(np.arange(len(photos.paths)), seed)
+        super().__init__(phase, EpochSampler(np.arange(len(photos.paths)), seed), photos.image_ids)
+        self.model, self.photos, self.store, self.share = model, photos, store, share
 
-    def go(self, first: int, optimizer_state: dict | None, rows: list[dict], keeper: Checkpoint) -> None:
-        """Run from step ``first`` to the end, appending to ``rows``."""
-        phase, fabric = self.phase, self.fabric
-        wrapped, optimizer = fabric.setup(self.model, _optimizer(self.model, phase))
-        if optimizer_state is not None:
-            # Only now are the weights on their device, which the state follows.
-            optimizer.load_state_dict(optimizer_state)
-        progress = Progress(phase.name, phase.steps * phase.batch_size)
-        progress.skip(first * phase.batch_size)
-        every = max(1, phase.steps // 100)
-        for step in range(first, phase.steps):
-            loss, norm = self._step(step, wrapped, optimizer)
-            progress.add(phase.batch_size, f"loss {loss:.3f}")
-            if step % every == every - 1 or step == phase.steps - 1:
-                rows.append(self._history(step, loss, norm))
-            if step + 1 < phase.steps:
-                keeper.save(fabric, lambda s=step: self._state(s + 1, optimizer, rows))  # type: ignore[misc]
+    def prepare(self) -> torch.optim.Optimizer:
+        return _optimizer(self.model, self.phase)
 
-    def _chosen(self, step: int) -> np.ndarray:
-        """The step's batch: indices of photos."""
-        return self.sampler.positions(step * self.phase.batch_size, self.phase.batch_size)
-
-    def _step(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-        phase, device = self.phase, self.fabric.device
-        draws = np.random.SeedSequence([self.seed, step, self.fabric.global_rank]).generate_state(2)
-        torch.manual_seed(int(draws[0]))  # stochastic depth of backbones that have it
-        generator = torch.Generator().manual_seed(int(draws[1]))
-        chosen = self._chosen(step)
-        batch, sizes = (part.to(device) for part in collate(self.store.get(chosen)))
-        if step + 1 < phase.steps:
-            self.store.prefetch(self._chosen(step + 1))
-        boxes = torch.from_numpy(self.photos.boxes[chosen]).to(device)
-        views, inside = random_boxed_views(batch, sizes, boxes, self.model.architecture.image_size, generator)
+    def loss(self, wrapped: nn.Module, batch: Batch) -> Tensor:
+        place, device = self.share.place, self.share.fabric.device
+        rows = batch.rows[place]
+        photos, sizes = (part.to(device) for part in collate(self.store.get(rows)))
+        self.store.prefetch(batch.upcoming[place])
+        boxes = torch.from_numpy(self.photos.boxes[rows]).to(device)
+        side, count = self.model.architecture.image_size, len(batch.rows)
+        views, inside = random_boxed_views(photos, sizes, boxes, side, batch.generator, place, count)
         self.model.train()
         self.model.backbone.body.eval()
-        rate = learning_rate_at(phase, step)
-        for group in optimizer.param_groups:
-            group["lr"] = phase.learning_rate * group["scale"] * rate
-        loss = wrapped(views, inside)
-        optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
-        norm = self.fabric.clip_gradients(wrapped, optimizer, max_norm=phase.clip, error_if_nonfinite=False)
-        assert norm is not None  # None stands for clipping by value
-        values = float(loss.detach()), float(norm)
-        if not all(map(math.isfinite, values)):
-            names = ", ".join(self.photos.image_ids[row] for row in chosen[:8])
-            raise TrainingError(
-                f"{phase.name}, step {step}: loss {values[0]}, gradient norm {values[1]}; photos {names}, …. "
-                f"Lower detection.learning_rate ({phase.learning_rate}) or use precision 32-true"
-            )
-        optimizer.step()
-        return values
+        loss, cells = wrapped(views, inside)
+        return loss / self.share.total(cells).clamp(min=1)
 
-    def _history(self, step: int, loss: float, norm: float) -> dict:
-        phase = self.phase
-        return {
-            "step": step,
-            "epoch": (step + 1) * phase.batch_size / len(self.photos.paths),
-            "loss": loss,
-            "learning_rate": phase.learning_rate * learning_rate_at(phase, step),
-            "gradient_norm": norm,
-            **dict.fromkeys(["val_mean_iou", "val_ap50", "val_ap"]),
-        }
 
-    def _state(self, step: int, optimizer: torch.optim.Optimizer, rows: list[dict]) -> dict:
-        return {
-            "step": step,
-            "model": self.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "history": rows,
-        }
+@dataclass(frozen=True)
+class DetectorPlan:
+    """All settings of a job that trains a detector.
+
+    Attributes:
+        architecture: what to train.
+        weights: what its backbone starts from.
+        phase: how to train.
+        hardware: devices, precision, memory.
+        seed: of all draws.
+        code: fingerprint of the stage's code; a checkpoint of other code is not resumed.
+    """
+
+    architecture: DetectorArchitecture
+    weights: str
+    phase: Phase
+    hardware: Hardware
+    seed: int
+    code: str
+
+
+def fit_detector(photos: BoxedPhotos, val: pl.DataFrame, plan: DetectorPlan, detector: Path, history: Path) -> None:
+    """Train a detector and write it with its history, in as many processes as there are devices.
+
+    Args:
+        photos: what to train on.
+        val: rows of the manifest, whose boxes measure it; may be empty.
+        plan: how to train.
+        detector: where the detector goes.
+        history: where the ``detection_history`` table goes.
+    """
+    work = partial(_fit_detector, photos, val, plan, detector, history)
+    if plan.hardware.processes == 1:
+        work()
+    else:
+        run_on_all_devices(work, plan.hardware, detector.parent / f".{detector.stem}.processes")
+
+
+def _fit_detector(photos: BoxedPhotos, val: pl.DataFrame, plan: DetectorPlan, detector: Path, history: Path) -> None:
+    judges, truth = known_boxes(val)
+
+    def measure(model: Detector) -> dict[str, float]:
+        scores = box_scores(*detect(model, judges["path"].to_list(), plan.hardware), truth)
+        return {name: scores[name] for name in ("mean_iou", "ap50", "ap")}
+
+    log.info("training on the boxes of %d photos; those of %d val photos judge", len(photos.paths), len(judges))
+    checkpoint = detector.parent / f".{detector.stem}.checkpoint.pt"
+    model = Detector(plan.architecture, plan.weights, plan.seed)
+    table = train_boxes(
+        model,
+        photos,
+        plan.phase,
+        plan.hardware,
+        seed=plan.seed,
+        checkpoint=checkpoint,
+        identity=plan.code,
+        validate=measure if len(judges) else None,
+    )
+    if is_first_process():
+        write_table(table, "detection_history", history)
+        save_detector(model, detector)
+        checkpoint.unlink(missing_ok=True)

@@ -156,7 +156,6 @@ def _fit(
             raise ValueError("the model takes metadata or crops, so it needs the tables that hold them")
         task = replace(task, photos=replace(task.photos, context=tables.of(task.photos.image_ids, architecture)))
     sizes = {name: len(rows) for name, rows in task.parts.items()}
-    log.info("computing on %s", plan.hardware)
     log.info("training %s on %s, %d outputs, from %s", model.backbone, sizes, task.classes + task.foreign, source)
     phases = []
     for number, settings in enumerate(stage.phases):

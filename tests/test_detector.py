@@ -14,7 +14,7 @@ from fieldmark.artifacts import SCHEMAS, ArtifactError, read_table, write_table
 from fieldmark.boxes import FULL, paired_iou
 from fieldmark.checkpoint import Checkpoint
 from fieldmark.detector import Detector, DetectorArchitecture, detect, load_detector, save_detector
-from fieldmark.detector_training import BoxedPhotos, boxed_photos, random_boxed_views, train_boxes
+from fieldmark.detector_training import BoxedPhotos, DetectorPlan, boxed_photos, random_boxed_views, train_boxes
 from fieldmark.hardware import Hardware
 from fieldmark.models import WeightsError
 from fieldmark.phases import Phase, TrainingError
@@ -230,9 +230,8 @@ def test_the_stages_leave_a_detector_and_a_box_per_photo(manifest: pl.DataFrame,
     shard = tmp_path / "shard.parquet"
     write_table(manifest.select(SCHEMAS["shard"].names), "shard", shard)
     detector, history = tmp_path / "detection/detector.safetensors", tmp_path / "detection/history.parquet"
-    train_stage.train_detector(
-        tmp_path / "manifest.parquet", ["labeled"], TINY, "none", PHASE, Hardware(), 1, "code", detector, history
-    )
+    plan = DetectorPlan(TINY, "none", PHASE, Hardware(), 1, "code")
+    train_stage.train_detector(tmp_path / "manifest.parquet", ["labeled"], plan, detector, history)
     assert sorted(path.name for path in detector.parent.iterdir()) == ["detector.safetensors", "history.parquet"]
     last = read_table("detection_history", history).row(-1, named=True)
     assert all(0 <= last[name] <= 1 for name in ("val_mean_iou", "val_ap50", "val_ap"))

@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from fieldmark.artifacts import read_table
+from fieldmark.detector import DetectorArchitecture, load_detector
+from fieldmark.detector_training import BoxedPhotos, DetectorPlan, fit_detector
 from fieldmark.fitting import Plan, StageSettings, Task, fit
 from fieldmark.hardware import Hardware
 from fieldmark.models import Classifier, ModelSettings, load_classifier
+from fieldmark.phases import Phase
 from fieldmark.photosets import PhotoSet
 from fieldmark.processes import ROOT, ProcessError, run_on_all_devices
 from fieldmark.views import Augmentation
@@ -65,7 +68,7 @@ class Validated:
     def __call__(self, classifier: Classifier) -> float:
         if not self.ready.exists():
             raise ValueError("not now")
-        return float(classifier.head.weight.sum().sigmoid())
+        return float(classifier.head.weight.detach().sum().sigmoid())
 
 
 def trained(task: Task, hardware: Hardware, folder: Path) -> tuple[Classifier, pl.DataFrame]:
@@ -127,6 +130,32 @@ def test_a_run_of_two_processes_is_resumed_by_any_number(
     assert_same(found, together)
     if hardware is TWO:
         assert found[1].equals(together[1])
+
+
+def test_two_processes_train_a_detector_as_one_does(toy: PhotoSet, tmp_path: Path) -> None:
+    # One box has no cell of the batch's other part for company: what counts is the number of cells of all.
+    boxes = np.tile(np.array([0.1, 0.2, 0.5, 0.6], dtype=np.float32), (12, 1)) * np.linspace(0.4, 1.2, 12)[:, None]
+    photos = BoxedPhotos(toy.image_ids, toy.paths, boxes.astype(np.float32))
+    val = pl.DataFrame(schema=["path", "width", "height", "box_x", "box_y", "box_w", "box_h"])
+    found = []
+    for hardware in (ONE, TWO):
+        folder = tmp_path / str(hardware.devices)
+        plan = DetectorPlan(
+            DetectorArchitecture("test_efficientnet", 64, 32, 1), "none", Phase("d", 4, 7, 1e-4), hardware, 3, "abc"
+        )
+        fit_detector(photos, val, plan, folder / "detector.safetensors", folder / "history.parquet")
+        assert sorted(path.name for path in folder.iterdir()) == ["detector.safetensors", "history.parquet"]
+        history = read_table("detection_history", folder / "history.parquet")
+        found.append((load_detector(folder / "detector.safetensors").state_dict(), history))
+    (alone, one), (together, two) = found
+    for column in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(one[column], two[column], rtol=1e-4, err_msg=column)
+    assert one.select("step", "epoch", "learning_rate").equals(two.select("step", "epoch", "learning_rate"))
+    # A group norm of single channels takes back what the bias before it adds, so its gradient is rounding alone.
+    for name in together.keys() - {f"head.{kind}_head.conv.0.bias" for kind in ("classification", "regression")}:
+        torch.testing.assert_close(
+            together[name], alone[name], rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def fail(how: str) -> None:

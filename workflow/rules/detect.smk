@@ -16,7 +16,7 @@ rule train_detector:
         "../../envs/torch.yaml"
     threads: THREADS
     resources:
-        **job_resources(gpu=min(1, GPUS)),
+        **training_resources(),
     params:
         splits=config["detection"]["train_on"],
         architecture=picked("detection", "backbone", "image_size", "width", "depth"),
