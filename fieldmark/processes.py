@@ -93,7 +93,8 @@ def _commands(hardware: Hardware, folder: Path, environment: dict[str, str]) -> 
     srun = ["srun", f"--nodes={hardware.nodes}", f"--ntasks-per-node={hardware.devices}"]
     srun += [f"--ntasks={hardware.processes}", f"--cpus-per-task={hardware.decode_threads}", "--cpu-bind=none"]
     # What the job asked for, one task on each node, would be taken for this step's own limits.
-    free = {key: value for key, value in environment.items() if not key.startswith("SLURM_") or key == "SLURM_JOB_ID"}
+    needed = ("SLURM_JOB_ID", "SLURM_CONF")
+    free = {key: value for key, value in environment.items() if not key.startswith("SLURM_") or key in needed}
     return [([*srun, "--overlap", "--kill-on-bad-exit=1", "--input=all", *own], free)]
 
 

@@ -22,7 +22,7 @@ from fieldmark.hardware import Hardware
 from fieldmark.models import Classifier, ModelSettings, load_classifier
 from fieldmark.phases import Phase
 from fieldmark.photosets import PhotoSet
-from fieldmark.processes import ROOT, ProcessError, run_on_all_devices
+from fieldmark.processes import ROOT, ProcessError, _commands, run_on_all_devices
 from fieldmark.views import Augmentation
 
 ONE, TWO = Hardware(checkpoint_seconds=0.0), Hardware(checkpoint_seconds=0.0, devices=2)
@@ -177,6 +177,13 @@ def fail(how: str) -> None:
 def test_an_error_in_one_process_ends_all_and_names_it(tmp_path: Path, how: str, said: str) -> None:
     with pytest.raises(ProcessError, match=said):
         run_on_all_devices(partial(fail, how), TWO, tmp_path / "processes")
+
+
+def test_srun_keeps_what_names_the_cluster_and_the_job_and_none_of_the_jobs_limits(tmp_path: Path) -> None:
+    own = {"SLURM_CONF": "/run/slurm/conf/slurm.conf", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "HOME": "/home/ann"}
+    ((command, environment),) = _commands(Hardware(devices=4, nodes=2), tmp_path, own)
+    assert command[0] == "srun" and {"--nodes=2", "--ntasks-per-node=4", "--ntasks=8"} <= set(command)
+    assert environment == {key: value for key, value in own.items() if key != "SLURM_NTASKS"}
 
 
 def wait_for_ever(folder: Path) -> None:
