@@ -27,7 +27,6 @@ from fieldmark.clustering import (
     subclusters_per_class,
     unit_rows,
 )
-from fieldmark.taxa import known_taxa, taxon_groups
 from workflow.scripts.cluster_photos import cluster_photos
 
 
@@ -142,20 +141,6 @@ def test_photos_of_hides_classes_of_unlabeled_photos() -> None:
         {"image_id": ["d", "c", "b", "a"], "split": ["labeled", "unlabeled", "val", "test"], "class_id": [3, 2, 1, 0]}
     )
     assert photos_of(manifest).rows() == [("c", "unlabeled", None), ("d", "labeled", 3)]
-
-
-def test_taxa_that_no_unlabeled_photo_carries_are_left_out() -> None:
-    photos = pl.DataFrame(
-        {
-            "split": ["labeled", "unlabeled", "unlabeled", "unlabeled"],
-            "kingdom": ["x", "x", "x", "y"],
-            "phylum": ["p", None, "q", None],
-            "class": ["c", None, None, None],
-        }
-    )
-    assert known_taxa(photos, ["class", "phylum", "kingdom"]) == ["kingdom", "phylum"]
-    assert taxon_groups(photos, ["kingdom", "phylum"]).tolist() == [1, 0, 2, 3]
-    assert taxon_groups(photos, []).tolist() == [0, 0, 0, 0]
 
 
 def test_rows_of_keeps_the_wanted_order_and_names_what_is_missing() -> None:

@@ -65,15 +65,6 @@ def test_votes_equal_the_naive_ones() -> None:
     assert not neighbour_votes(-cosine[:1].clip(0), voted[:1], counts).any()
 
 
-def test_taxa_allow_classes_unless_both_are_known_and_differ() -> None:
-    photos = pl.DataFrame({"kingdom": ["x", None, "x", "y"], "phylum": ["p", None, None, "r"]})
-    classes = pl.DataFrame({"kingdom": ["x", "x", "y", "x"], "phylum": ["p", "q", "s", None]})
-    combination, allowed = consistent_classes(photos, classes, ["kingdom", "phylum"])
-    expected = [[True, False, False, True], [True] * 4, [True, True, False, True], [False] * 4]
-    np.testing.assert_array_equal(allowed[combination], expected)
-    assert consistent_classes(photos, classes, [])[1].tolist() == [[True] * 4]
-
-
 def scored(probabilities: np.ndarray, embeddings: np.ndarray) -> GuideScores:
     """Scores as they are read."""
     return GuideScores(probabilities, embeddings, probabilities.argmax(axis=1))
