@@ -39,7 +39,8 @@ demo: env ## Draw the demo photos and run the workflow to results/submission.csv
 	$(BIN)/snakemake --cores $(CORES)
 
 test: env ## Run the tests; PYTEST_ARGS="-k name" passes options on
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
+	@# In the order of tests/conftest.py, which begins with what takes longest.
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-gpu: env ## Compare training and inference on a GPU with the CPU; skipped without one
 	$(BIN)/python -m pytest -m gpu -rs tests/test_gpu.py $(PYTEST_ARGS)

@@ -24,8 +24,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # does not run. No test but those in tests/slurm has to do with it.
 os.environ.setdefault("SLURM_CONF", os.devnull)
 
+# Files that run for minutes, the longest first: begun last, one of them would have all workers but its own wait.
+LONG_FILES = (
+    *("test_cluster.py", "test_workflow.py", "test_conda.py", "test_disk_faults.py", "test_evidence.py"),
+    *("test_reruns.py", "test_interruptions.py", "test_inat_2021.py", "test_source.py", "test_profiles.py"),
+    *("test_parallel.py", "test_rules.py", "test_comparisons.py"),
+)
 COLORS = [(220, 40, 40), (40, 200, 40), (40, 40, 220)]
 SIZES = [(44, 40), (40, 52), (48, 48), (64, 40)]  # width, height
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG_FILES)))
 
 
 @pytest.fixture(scope="session")
