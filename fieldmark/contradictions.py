@@ -23,6 +23,7 @@ def contradictions(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _of_the_data(config)
     yield from _of_the_models(config)
     yield from _of_the_stages(config)
+    yield from _of_the_batches(config)
     select = config["select"]
     if (select["min_in_class_score"] is None) == (select["selected_share"] is None):
         yield "select: expected exactly one of min_in_class_score and selected_share, the other one null"
@@ -114,6 +115,24 @@ def _of_the_stages(config: Mapping[str, Any]) -> Iterator[str]:
                 yield from _of_the_shares(name, phase, f"{place}.phases[{number}]")
             for model, keys in overrides.items():
                 yield from _of_the_shares(name, {**phase, **keys}, f"models.{model}.overrides.{name}")
+
+
+def _of_the_batches(config: Mapping[str, Any]) -> Iterator[str]:
+    """Batches of which some device would get no photo."""
+    gpus, nodes = config["resources"]["gpus"], config["resources"]["nodes"]
+    devices = (1 if gpus == "auto" else max(1, gpus)) * nodes
+    sizes = {"detection": config["detection"]["batch_size"]}
+    for name, stage in [*((name, config[name]) for name in STAGES), *config["recipes"].items()]:
+        place = name if name in STAGES else f"recipes.{name}"
+        sizes |= {f"{place}.phases[{number}]": phase["batch_size"] for number, phase in enumerate(stage["phases"])}
+        given = {model: settings["overrides"].get(name, {}) for model, settings in config["models"].items()}
+        sizes |= {f"models.{m}.overrides.{name}": own["batch_size"] for m, own in given.items() if "batch_size" in own}
+    for place, size in sizes.items():
+        if size < devices:
+            yield (
+                f"{place}.batch_size: expected at least {devices}, a photo for each device (resources.gpus × "
+                f"resources.nodes); found {size}"
+            )
 
 
 def _of_the_shares(stage: str, phase: Mapping[str, Any], where: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ class StageSettings:
     """How one stage trains: its phases, each with the shares of its batches.
 
     Attributes:
-        phases: settings of :class:`fieldmark.training.Phase`, and ``balanced`` and ``shares`` of its sampler.
+        phases: settings of :class:`fieldmark.phases.Phase`, and ``balanced`` and ``shares`` of its sampler.
         prototype_strength: labels at which class prototypes have half the say; 0: no prototypes.
     """
 

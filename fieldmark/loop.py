@@ -30,7 +30,7 @@ class Batch:
 
     Attributes:
         rows: (B,) indices of the photos, of all devices together.
-        upcoming: those of the next step, to be decoded meanwhile.
+        upcoming: those of the next step, to be decoded meanwhile; none at the last step.
         generator: source of the draws that all devices share; on the CPU, so that each of them draws the same.
     """
 
@@ -131,9 +131,8 @@ def learn(
             log.info("%s: %s", lesson.phase.name, ", ".join(f"{name} {value:.3f}" for name, value in measured.items()))
         share.end_phase()
     model.eval()
-    return pl.DataFrame(
-        [{**dict.fromkeys(measures), **row} for row in rows], schema_overrides=dict.fromkeys(measures, pl.Float32)
-    )
+    kinds = {"step": pl.Int32, **dict.fromkeys(measures, pl.Float32)}
+    return pl.DataFrame([{**row, **{name: row.get(name) for name in measures}} for row in rows], schema_overrides=kinds)
 
 
 class _Run:
@@ -164,9 +163,7 @@ class _Run:
         every = max(1, phase.steps // 100)
         upcoming = self._drawn(first)
         for step in range(first, phase.steps):
-            chosen = upcoming
-            if step + 1 < phase.steps:
-                upcoming = self._drawn(step + 1)
+            chosen, upcoming = upcoming, self._drawn(step + 1)
             loss, norm = self._step(step, Batch(chosen, upcoming, self._generator(step)), wrapped, optimizer)
             progress.add(phase.batch_size, f"loss {loss:.3f}")
             if step % every == every - 1 or step == phase.steps - 1:
@@ -175,9 +172,9 @@ class _Run:
                 self.keeper.save(fabric, lambda s=step: self._state(s + 1, optimizer))  # type: ignore[misc]
 
     def _drawn(self, step: int) -> np.ndarray:
-        """The step's batch, of all devices together: indices of photos."""
+        """The step's batch, of all devices together: indices of photos; none after the last step."""
         size = self.lesson.phase.batch_size
-        return self.lesson.sampler.positions(step * size, size)
+        return self.lesson.sampler.positions(step * size, size) if step < self.lesson.phase.steps else np.arange(0)
 
     def _generator(self, step: int) -> torch.Generator:
         """Seed the draws of a step.

@@ -28,7 +28,7 @@ from tests.project import BEGINNING, CHAIN, DETECTION, END, TINY, Project, fresh
 
 CONFIG = "tests/killed.yaml"
 STAGES = (*BEGINNING, *DETECTION, "probe_features", "probe_metadata", *CHAIN, *END)
-TRAINING = ("pretrain_backbone", "train_guide", "refine_backbone", "finetune_classifier")
+TRAINING = ("train_detector", "pretrain_backbone", "train_guide", "refine_backbone", "finetune_classifier")
 LONGER = 5  # times the steps of the tiny run, so that training takes long enough to be hit
 KILL_SHARE = 0.75  # of the jobs that begin
 WHOLE_SHARE = 0.15  # of the kills are of Snakemake and all jobs, the others of one job
@@ -94,6 +94,7 @@ def make_config(project: Project, rounds: int) -> None:
     for stage in (config["pretrain"], config["guide"], config["refine"], *config["recipes"].values()):
         for phase in stage["phases"]:
             phase["steps"] *= LONGER
+    config["detection"]["steps"] *= LONGER
     config["resources"]["checkpoint_seconds"] = 0
     (project.folder / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
 
@@ -111,7 +112,7 @@ def lives_of(project: Project) -> dict[str, float]:
 
 def checkpoints_of(project: Project) -> set[Path]:
     """The checkpoints of training jobs under way."""
-    return set((project.folder / "results").glob("*/*/.*.checkpoint.pt"))
+    return set((project.folder / "results").rglob(".*.checkpoint.pt"))
 
 
 def resumed_jobs(project: Project) -> set[tuple[Path, str]]:

@@ -124,6 +124,11 @@ from tests.minimal_config import minimal, new_phase, problems, put
         ("data.format", "torchvision", "data.dataset, data.openset: expected both, because data.format is torchvision"),
         ("demo.labeled_per_class", [9, 3], "demo.labeled_per_class: expected [fewest, most], found [9, 3]"),
         ("models.m.head", {"loss": "arcface", "margin": 2}, "models.m.head.margin: expected at most 1.5, found 2"),
+        (
+            "resources.gpus",
+            33,
+            "recipes.plain.phases[0].batch_size: expected at least 33, a photo for each device (resources.gpus",
+        ),
         ("weights_policy", "mine", "weights_policy: expected any or one of imagenet_1k, inat_2021; found 'mine'"),
     ],
 )

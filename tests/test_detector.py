@@ -1,5 +1,6 @@
 """The detector of key regions: its parts, its file, its training and the stages round it, with a tiny backbone."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,9 @@ class Stopped(Exception):
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(
-    manifest: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "fieldmark")
     photos = boxed_photos(manifest, ["labeled", "unlabeled"])
     whole, history = run(photos, tmp_path / "whole.pt")
     save, checkpoint = Checkpoint.save, tmp_path / "stopped.pt"
@@ -199,12 +201,17 @@ def test_a_resumed_run_ends_with_the_same_bytes(
             run(photos, checkpoint)
     assert torch.load(checkpoint, weights_only=True)["step"] == 3
     resumed, continued = run(photos, checkpoint)
-    assert same(whole, resumed) and continued.equals(history)
+    assert "resuming detector at step 3" in caplog.text
+    assert same(whole, resumed) and continued.equals(history) and continued.schema == history.schema
     # Of another run: not resumed.
-    other, _ = run(photos, checkpoint, identity="other code")
-    assert same(whole, other)
-    changed, _ = run(photos, checkpoint, seed=2)
-    assert not same(whole, changed)
+    moved = dataclasses.replace(photos, boxes=photos.boxes * np.float32(0.9))
+    rewritten = dataclasses.replace(photos, contents=["other", *photos.contents[1:]])
+    changes: list[tuple[BoxedPhotos, dict[str, Any]]]
+    changes = [(photos, {"identity": "other code"}), (photos, {"seed": 2}), (moved, {}), (rewritten, {})]
+    for other, settings in changes:
+        caplog.clear()
+        run(other, checkpoint, **settings)
+        assert "is of a run with other settings, photos or code" in caplog.text and "resuming" not in caplog.text
 
 
 def test_a_loss_that_is_no_number_names_step_and_photos(manifest: pl.DataFrame, tmp_path: Path) -> None:
@@ -247,5 +254,6 @@ def test_the_stages_leave_a_detector_and_a_box_per_photo(manifest: pl.DataFrame,
             found = scores >= middle
             assert table["score"].to_numpy() == pytest.approx(np.where(found, scores, 0))
             assert rows == pytest.approx(np.where(found[:, None], boxes, FULL), abs=1e-6)
-        elif finder is None:
-            assert (rows == FULL).all() and (table["score"] == 0).all()
+        else:  # the activation
+            assert (rows >= 0).all() and (rows[:, 2:] > 0).all() and (rows[:, :2] + rows[:, 2:] <= 1 + 1e-6).all()
+            assert table["score"].is_between(0, 1).all()

@@ -16,6 +16,8 @@ from benchmarks.accuracy.consistency import AdaptiveThreshold, Photos, train_con
 from benchmarks.accuracy.contrastive import train_contrastive
 from fieldmark.artifacts import read_table
 from fieldmark.context import ContextTables
+from fieldmark.detector import DetectorArchitecture
+from fieldmark.detector_training import BoxedPhotos, DetectorPlan, fit_detector
 from fieldmark.fitting import Plan, StageSettings, Task, fit
 from fieldmark.hardware import Hardware
 from fieldmark.inference import ViewPlan, infer
@@ -83,9 +85,36 @@ def test_a_gpu_trains_what_the_pipeline_is_compared_with_as_the_cpu_does(toy: Ph
     np.testing.assert_allclose(*found, rtol=0.01, atol=0.01)
 
 
+def detector_losses(toy: PhotoSet, hardware: Hardware, folder: Path) -> np.ndarray:
+    """Losses of training a detector, whose val photos pass it as well."""
+    boxes = np.tile(np.array([0.1, 0.2, 0.5, 0.6], dtype=np.float32), (12, 1))
+    val = pl.DataFrame(
+        {"path": toy.paths[:4], "width": 44, "height": 40, "box_x": 4, "box_y": 8, "box_w": 22, "box_h": 24}
+    )
+    plan = DetectorPlan(
+        DetectorArchitecture("test_efficientnet", 64, 32, 1), "none", Phase("d", 5, 6, 1e-4), hardware, 3, "abc"
+    )
+    photos = BoxedPhotos(toy.image_ids, toy.paths, boxes)
+    fit_detector(photos, val, plan, folder / "detector.safetensors", folder / "history.parquet")
+    history = read_table("detection_history", folder / "history.parquet")
+    assert history["val_mean_iou"][-1] is not None
+    return history["loss"].to_numpy()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 0.01), ("bf16-mixed", 0.1)])
+def test_a_gpu_trains_a_detector_as_the_cpu_does(
+    toy: PhotoSet, tmp_path: Path, precision: Literal["32-true", "bf16-mixed"], tolerance: float
+) -> None:
+    expected = detector_losses(toy, Hardware(), tmp_path / "cpu")
+    found = detector_losses(toy, Hardware("cuda", precision=precision), tmp_path / "gpu")
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
 # With processes on a CPU, tests/test_parallel.py does the same everywhere.
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device only")  # it compares two with one
 def test_two_gpus_train_as_one_does(toy: PhotoSet, tmp_path: Path) -> None:
     expected = trained(toy, Hardware("cuda"), tmp_path / "one")
     found = trained(toy, Hardware("cuda", devices=2), tmp_path / "two")
     np.testing.assert_allclose(found[0], expected[0], rtol=0.01, atol=0.01)
+    one, two = (detector_losses(toy, Hardware("cuda", devices=n), tmp_path / f"detector{n}") for n in (1, 2))
+    np.testing.assert_allclose(two, one, rtol=0.01, atol=0.01)

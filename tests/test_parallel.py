@@ -133,10 +133,12 @@ def test_a_run_of_two_processes_is_resumed_by_any_number(
 
 
 def test_two_processes_train_a_detector_as_one_does(toy: PhotoSet, tmp_path: Path) -> None:
-    # One box has no cell of the batch's other part for company: what counts is the number of cells of all.
+    # Boxes of many sizes, so that the parts of a batch have different numbers of cells: losses are divided by all.
     boxes = np.tile(np.array([0.1, 0.2, 0.5, 0.6], dtype=np.float32), (12, 1)) * np.linspace(0.4, 1.2, 12)[:, None]
     photos = BoxedPhotos(toy.image_ids, toy.paths, boxes.astype(np.float32))
-    val = pl.DataFrame(schema=["path", "width", "height", "box_x", "box_y", "box_w", "box_h"])
+    val = pl.DataFrame(
+        {"path": toy.paths[:4], "width": 44, "height": 40, "box_x": 4, "box_y": 8, "box_w": 20, "box_h": 9}
+    )
     found = []
     for hardware in (ONE, TWO):
         folder = tmp_path / str(hardware.devices)
@@ -148,8 +150,11 @@ def test_two_processes_train_a_detector_as_one_does(toy: PhotoSet, tmp_path: Pat
         history = read_table("detection_history", folder / "history.parquet")
         found.append((load_detector(folder / "detector.safetensors").state_dict(), history))
     (alone, one), (together, two) = found
+    measures = ["val_mean_iou", "val_ap50", "val_ap"]
     for column in ("loss", "gradient_norm"):
         np.testing.assert_allclose(one[column], two[column], rtol=1e-4, err_msg=column)
+    assert one.select(measures)[:-1].null_count().row(0) == (3, 3, 3) and one["val_mean_iou"][-1] > 0
+    np.testing.assert_allclose(one.select(measures)[-1], two.select(measures)[-1], rtol=1e-3, atol=1e-3)
     assert one.select("step", "epoch", "learning_rate").equals(two.select("step", "epoch", "learning_rate"))
     # A group norm of single channels takes back what the bias before it adds, so its gradient is rounding alone.
     for name in together.keys() - {f"head.{kind}_head.conv.0.bias" for kind in ("classification", "regression")}:

@@ -1,4 +1,4 @@
-"""The training loop on a toy set: it learns, resumes to the same bytes, and freezes what it is told to freeze."""
+"""The training loop (fieldmark/loop.py) of classifiers: it learns, resumes to the same bytes, and freezes as told."""
 
 import dataclasses
 import logging
