@@ -15,7 +15,7 @@ min_version("9.27")
 
 from fieldmark.config import ConfigError, in_order, model_settings, resolve, stage_settings, threads_and_gpus
 from fieldmark.fingerprint import fingerprint
-from fieldmark.source import RECORD, check_source, record_source
+from fieldmark.source import RECORD, annotations_of, check_files, check_source, record_source
 
 
 # Beside this file, so that a run may have its results in any folder: snakemake -s …/Snakefile --directory there
@@ -25,11 +25,9 @@ configfile: Path(workflow.basedir) / "config.yaml"
 try:
     resolve(config)
     check_source(config)
+    check_files(config)
 except ConfigError as problem:
     sys.exit(str(problem))
-# The demo draws its own.
-if (truth := config["data"]["truth"]) and config["data"]["format"] != "demo" and not Path(truth).is_file():
-    sys.exit(f"data.truth: no such file: {Path(truth).resolve()}; expected a CSV file, see docs/data.md, or null")
 
 
 include: "workflow/rules/common.smk"

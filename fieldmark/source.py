@@ -1,4 +1,4 @@
-"""Which photos a results folder was made of: a configuration of others must not overwrite hours of work unasked.
+"""Where a run's photos and files come from: they must be there, and be those that the results folder was made of.
 
 Only light imports: this runs each time Snakemake parses the workflow.
 """
@@ -58,6 +58,46 @@ def record_source(config: Mapping[str, Any], folder: Path = Path()) -> None:
         unfinished.replace(record)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def annotations_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """The files of a data set that say what its photos show, by the keys that name them; none for folders."""
+    if data["format"] in ("demo", "folder", "torchvision"):
+        return {}
+    given = data["annotations"] or ("annotation_v2.json" if data["format"] == "semi_inat" else {})
+    named = {"data.annotations": given} if isinstance(given, str) else {}
+    if not isinstance(given, str):
+        named |= {f"data.annotations.{split}": name for split, name in given.items()}
+        named |= {f"data.locations.{split}": name for split, name in (data["locations"] or {}).items()}
+    return {key: str(Path(data["root"]) / name) for key, name in named.items()}
+
+
+def check_files(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that names files which are not there.
+
+    Where a job's results are there, Snakemake does not run it again for a missing input, and would go on with them.
+
+    Args:
+        config: as resolved.
+
+    Raises:
+        ConfigError: lists the files with their keys.
+    """
+    data, detection = config["data"], config["detection"]
+    named = annotations_of(data)
+    # The demo draws its own.
+    if data["truth"] and data["format"] != "demo":
+        named["data.truth"] = data["truth"]
+    weights = {f"models.{name}.weights": model["weights"] for name, model in config["models"].items()}
+    if detection["method"] == "detector" and detection["detector"]:
+        named["detection.detector"] = detection["detector"]
+    elif detection["method"] != "none":
+        weights["detection.weights"] = detection["weights"]
+    named |= {key: name for key, name in weights.items() if name not in ("package", "hub", "none")}
+    absent = {key: Path(name).resolve() for key, name in named.items() if not Path(name).is_file()}
+    missing = [f"{key}: no such file: {path}" for key, path in absent.items()]
+    if missing:
+        raise ConfigError("the configuration names files that are not there:\n  " + "\n  ".join(missing))
 
 
 def _recorded(record: Path) -> dict[str, str | None] | None:

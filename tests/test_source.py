@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fieldmark.config import ConfigError
-from fieldmark.source import MANIFEST, RECORD, check_source, record_source
+from fieldmark.config import ConfigError, resolve
+from fieldmark.source import MANIFEST, RECORD, check_files, check_source, record_source
+from tests.minimal_config import minimal, put
 from tests.project import TINY, fresh_project
 
 ORCHIDS = {"data": {"format": "folder", "root": "/data/orchids", "dataset": None}}
@@ -43,6 +45,34 @@ def test_a_damaged_record_bars_nothing_and_is_written_anew(tmp_path: Path, damag
     record_source(ORCHIDS, tmp_path)
     assert json.loads((tmp_path / RECORD).read_text()) == ORCHIDS["data"]
     assert sorted(path.name for path in (tmp_path / RECORD).parent.iterdir()) == ["manifest.parquet", "source.json"]
+
+
+def test_files_that_are_not_there_are_named_with_their_keys(tmp_path: Path) -> None:
+    def config(**changes: Any) -> dict[str, Any]:
+        made = minimal() | {"data": {"format": "table", "root": str(tmp_path), "annotations": "photos.csv"}}
+        for path, value in changes.items():
+            put(made, path.replace("__", "."), value)
+        return resolve(made)
+
+    (tmp_path / "photos.csv").touch()
+    check_files(config())
+    check_files(resolve(minimal()))  # a folder names no files
+    own = str(tmp_path / "own.pth")
+    keys = {"data__truth": own, "models__m__weights": own, "data__annotations": "fotos.csv"}
+    with pytest.raises(ConfigError) as caught:
+        check_files(config(**keys, detection__method="activation", detection__weights=own, detection__detector=own))
+    told = [f"data.annotations: no such file: {tmp_path}/fotos.csv"]
+    told += [f"{key}: no such file: {own}" for key in ("data.truth", "models.m.weights", "detection.weights")]
+    assert sorted(str(caught.value).split("\n  ")[1:]) == sorted(told)
+    with pytest.raises(ConfigError, match=r"\n  detection\.detector: no such file: .*own\.pth$"):
+        check_files(config(detection__method="detector", detection__weights="none", detection__detector=own))
+
+
+def test_splits_of_coco_are_named(tmp_path: Path) -> None:
+    data = {"format": "coco", "root": str(tmp_path), "annotations": {"labeled": "a.json", "val": "b.json"}}
+    (tmp_path / "a.json").touch()
+    with pytest.raises(ConfigError, match=rf":\n  data\.annotations\.val: no such file: {tmp_path}/b\.json$"):
+        check_files(resolve(minimal() | {"data": data}))
 
 
 def test_a_run_writes_down_its_photos_and_one_of_others_is_not_even_planned(tmp_path: Path) -> None:

@@ -223,14 +223,9 @@ def training_params(stage=None):
 def annotation_files():
     """The files that say what the photos show; the photos themselves are listed by the manifest alone."""
     data = config["data"]
-    if data["format"] in ("folder", "torchvision"):
-        return []
     if data["format"] == "demo":
-        names = [f"{split}.json" for split in ("labeled", "unlabeled", "val", "test")]
-    else:
-        given = data["annotations"] or ("annotation_v2.json" if data["format"] == "semi_inat" else {})
-        names = [given] if isinstance(given, str) else [*given.values(), *(data["locations"] or {}).values()]
-    return sorted(str(Path(data["root"]) / name) for name in names)
+        return sorted(f"{data['root']}/{split}.json" for split in ("labeled", "unlabeled", "val", "test"))
+    return sorted(annotations_of(data).values())
 
 
 def test_annotations():
