@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image
@@ -70,6 +71,10 @@ def read_bytes(path: str | Path) -> bytes:
             raise PhotoError(path, f"{status.st_size} bytes, more than the {MAX_BYTES} a photo may have")
         return Path(path).read_bytes()
     except OSError as error:
+        forms = (Path(normalize(form, str(path))) for form in ("NFC", "NFD"))
+        if error.errno == errno.ENOENT and any(form.exists() for form in forms):
+            reason = "no such file, but one whose name looks the same and is of other Unicode characters (NFC, NFD)"
+            raise PhotoError(path, reason) from error
         known = {errno.ENOENT: "no such file", errno.ELOOP: "a loop of links", errno.EACCES: "no permission to read it"}
         raise PhotoError(path, known.get(error.errno or 0, f"unreadable: {error.strerror}")) from error
 

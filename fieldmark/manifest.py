@@ -111,6 +111,7 @@ def build_manifest(
         dropped = photos.join(leaked.select("image_id", "reason"), on="image_id")
         photos = photos.join(leaked, on="image_id", how="anti")
         rejected = pl.concat([rejected, dropped.select(_REJECTED)])
+    _warn_of_disputed(photos, classes)
     check_labeled(photos, classes, str(root), why)
     val = photos.filter(pl.col("split") == "val").height
     if val < _LEAST_VAL:
@@ -158,6 +159,20 @@ def _check_share(rejected: pl.DataFrame, total: int, max_rejected_share: float) 
     if rejected.height > max_rejected_share * total:
         raise DataError(f"{message}. That is more than data.max_rejected_share, {max_rejected_share}; mend or raise it")
     logger.warning("%s", message)
+
+
+def _warn_of_disputed(photos: pl.DataFrame, classes: pl.DataFrame) -> None:
+    """Name a photo that is there twice, labeled as two classes: one of the labels is wrong."""
+    known = photos.drop_nulls("class_id").join(classes.select("class_id", "name"), on="class_id").sort("path")
+    disputed = known.filter(pl.col("class_id").n_unique().over("sha256") > 1)
+    if not disputed.is_empty():
+        first = disputed.filter(pl.col("sha256") == disputed["sha256"][0]).unique("class_id", maintain_order=True)
+        told = " and ".join(f"{path} as {name!r}" for path, name in first.select("path", "name").head(2).iter_rows())
+        logger.warning(
+            "%d labeled photos are the same as another, to the byte, and of another class: %s; correct or remove one",
+            disputed.height,
+            told,
+        )
 
 
 def _fit_boxes(photos: pl.DataFrame) -> pl.DataFrame:

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import polars as pl
 
 from fieldmark.artifacts import ArtifactError
 from fieldmark.evaluation import FOREIGN
+from fieldmark.readers.table import columns_found, load_table
 
 log = logging.getLogger("fieldmark")
 
@@ -46,24 +48,25 @@ def read_truth(source: str, manifest: pl.DataFrame, classes: pl.DataFrame, rejec
     """True class ids of unlabeled and test photos; of foreign ones :data:`fieldmark.evaluation.FOREIGN`.
 
     Args:
-        source: a CSV that names each photo in file_name (its path, of which the end will do) or image_id (its
-            image id, path, file name or stem), and its class in class_id or category_id, by the source's own id
-            as in the classes' names. A foreign photo has the class −1, or False in an optional column in_class.
+        source: a CSV (or Parquet) table that names each photo in file_name (its path, of which the end will do) or
+            image_id (its image id, path, file name or stem), and its class in class_id or category_id, by the source's
+            own id as in the classes' names. A foreign photo has the class −1, or False in an optional column in_class.
         manifest: the photos.
         classes: the table of classes.
         rejected: paths of photos that could not be read; the truth may know them, and they are not scored.
 
     Raises:
+        DataError: if it is no such table.
         ArtifactError: if a column is missing, or a row names an unknown photo or class, or a photo twice.
     """
-    frame = pl.read_csv(source, infer_schema=False)
+    frame = load_table(Path(source), "data.truth").select(pl.all().cast(pl.String))
     # A file name is the safer key: an image id such as 1000 may be the file stem of another photo.
     name_column = next((name for name in ("file_name", "image_id") if name in frame.columns), None)
     class_column = next((name for name in _CLASS_COLUMNS if name in frame.columns), None)
     if name_column is None or class_column is None or frame.is_empty():
         raise ArtifactError(
             f"{source}: expected rows with a column file_name or image_id and a column class_id or category_id; "
-            f"found {frame.height} rows with the columns {', '.join(frame.columns)}"
+            f"found {frame.height} rows with the columns {columns_found(frame)}"
         )
     hidden = pl.col("split").is_in(["unlabeled", "test"])
     photos, others = manifest.filter(hidden), manifest.filter(~hidden)
@@ -75,9 +78,10 @@ def read_truth(source: str, manifest: pl.DataFrame, classes: pl.DataFrame, rejec
     depths = {name.count("/") + 1 for name in names}
     unscored = {end for path in (*rejected, *others["path"]) for end in _ends(path, depths)} | set(others["image_id"])
     inside = frame["in_class"].to_list() if "in_class" in frame.columns else [None] * frame.height
-    own_ids = dict(classes.select("name", "class_id").iter_rows())
+    own_ids = {normalize("NFC", name): class_id for name, class_id in classes.select("name", "class_id").iter_rows()}
     truth: dict[str, int] = {}
-    for line, (name, match, own, flag) in enumerate(zip(names, matches, frame[class_column], inside, strict=True), 2):
+    given = [normalize("NFC", own or "").replace("\N{MINUS SIGN}", "-") for own in frame[class_column]]
+    for line, (name, match, own, flag) in enumerate(zip(names, matches, given, inside, strict=True), 2):
         foreign = own == str(FOREIGN) or (flag or "").lower() in ("false", "0")
         if match is None and name not in unscored:
             raise ArtifactError(

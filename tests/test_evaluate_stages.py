@@ -1,6 +1,7 @@
 """The evaluation stage and the truth it reads: matching of names, refusals, what is scored with and without it."""
 
 import importlib.util
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from fieldmark.artifacts import SCHEMAS, ArtifactError, read_table, write_table
 from fieldmark.predictions import lists_to_table, read_lists
+from fieldmark.readers.listing import DataError
 from fieldmark.truth import read_truth
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
@@ -128,16 +130,31 @@ def test_truth_of_other_splits_and_of_rejected_photos_is_not_scored(tmp_path):
             r"line 2: '1000\.jpg' in column file_name names no unlabeled or test photo, or several",
         ),
         ("image_id,class_id\nu1,12\n", "line 2: class '12' of 'u1' is not a name"),
-        ("image_id,class_id\nu1,\n", "line 2: class None"),
+        ("image_id,class_id\nu1,\n", "line 2: class ''"),
         ("image_id,class_id\nu1,11\nu1,11\n", "line 3: photo 'u1' has a true class already"),
         ("photo,class_id\nu1,11\n", "expected rows with a column file_name or image_id"),
-        ("image_id,label\nu1,11\n", "columns image_id, label"),
+        ("image_id,label\nu1,11\n", "columns 'image_id', 'label'"),
         ("image_id,class_id\n", "found 0 rows"),
+        ("image_id;class_id\nu1;11\n", "separated by semicolons: save it with commas"),
     ],
 )
 def test_a_wrong_truth_is_refused(tmp_path, text, message):
     with pytest.raises(ArtifactError, match=message):
         truth_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("content", [b"", b"image_id,class_id\nu1,Gr\xfcn\n", b"image_id,class_id\nu1,11,x\n"])
+def test_a_truth_that_is_no_table_is_named(tmp_path, content):
+    (tmp_path / "truth.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"truth\.csv: expected a table in UTF-8 with a header .*, found: "):
+        read_truth(str(tmp_path / "truth.csv"), MANIFEST, CLASSES, [])
+
+
+def test_truth_may_have_true_minus_signs_and_letters_of_another_unicode_form(tmp_path):
+    classes = classes_of([unicodedata.normalize("NFC", name) for name in ("Käfer", "Löwe")])
+    text = unicodedata.normalize("NFD", "image_id,class_id\nu1,Löwe\nu3,−1\n")
+    (tmp_path / "truth.csv").write_text(text)
+    assert read_truth(str(tmp_path / "truth.csv"), MANIFEST, classes, []) == {"u1": 1, "u3": -1}
 
 
 @pytest.fixture

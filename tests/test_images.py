@@ -1,5 +1,6 @@
 import errno
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,13 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path, suffix: str) ->
             assert full_photo(tmp_path / "a.jpg").mode == "RGB"
         except PhotoError as error:
             assert error.reason
+
+
+def test_a_name_that_looks_the_same_is_no_riddle(tmp_path: Path) -> None:
+    write = unicodedata.normalize("NFD", "Süd.jpg"), unicodedata.normalize("NFC", "Süd.jpg")
+    Image.new("RGB", (8, 8)).save(tmp_path / write[0])
+    with pytest.raises(PhotoError, match=r"no such file, but one whose name looks the same .*\(NFC, NFD\)"):
+        load_photo(tmp_path / write[1], 8)
 
 
 def test_unreadable_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

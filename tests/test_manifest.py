@@ -147,6 +147,16 @@ def test_a_class_whose_photos_were_all_dropped_as_leaks_is_told_so(root: Path) -
         ingest(root, leaks="drop")
 
 
+def test_a_photo_that_is_labeled_as_two_classes_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ingest(root)
+    assert "of another class" not in caplog.text
+    for twin in ("labeled/ant/1b", "labeled/bee/9"):
+        (root / f"{twin}.png").write_bytes((root / "labeled/ant/1.png").read_bytes())
+    ingest(root)
+    told = f"and of another class: {root}/labeled/ant/1.png as 'ant' and {root}/labeled/bee/9.png as 'bee'; correct"
+    assert "3 labeled photos are the same as another" in caplog.text and told in caplog.text
+
+
 def test_boxes_are_cut_to_the_photo(root: Path) -> None:
     boxes = {"1": (-5, 10, 20, 100), "2": (50, 0, 10, 10), "3": (1, 2, 3, 4)}
     photos: list[Row] = [

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import polars as pl
@@ -84,8 +85,8 @@ def test_table(tmp_path: Path, suffix: str) -> None:
             "separated by semicolons: save it with commas",
         ),
         (lambda t: t.replace("path,split", "Path,Split"), "written exactly so, in small letters"),
-        (lambda t: t.replace("a/5.jpg,test", "a/5.jpg,holdout"), "row 5: expected split.*'holdout'"),
-        (lambda t: t.replace("a/5.jpg,test", ",test"), "row 5 has no path"),
+        (lambda t: t.replace("a/5.jpg,test", "a/5.jpg,holdout"), "line 6: expected split.*'holdout'"),
+        (lambda t: t.replace("a/5.jpg,test", ",test"), "line 6 has no path"),
         (lambda t: t.replace("a/5.jpg", "a/1.jpg"), "'a/1' occurs twice"),
         (lambda t: t.replace("a/5.jpg", "../a/1.jpg"), "nothing outside"),
         (lambda t: t.replace("a/3.jpg,val,12", "a/3.jpg,val,13"), "unknown class '13'"),
@@ -99,6 +100,30 @@ def test_table(tmp_path: Path, suffix: str) -> None:
 def test_table_faults(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "photos.csv").write_text(change(TABLE))
     with pytest.raises(DataError, match=message):
+        to_candidates(read_table_source(tmp_path, "photos.csv"), [])
+
+
+def test_rows_without_any_value_are_passed_over(tmp_path: Path) -> None:
+    header, *lines = TABLE.splitlines()
+    blank = "," * header.count(",")
+    (tmp_path / "photos.csv").write_text("\n".join([header, blank, *lines, blank, blank]) + "\n")
+    assert read_table_source(tmp_path, "photos.csv").photos.height == len(lines)
+    (tmp_path / "photos.csv").write_text("\n".join([header, blank, *lines, blank + "x"]).replace("a/5.jpg", "") + "\n")
+    with pytest.raises(DataError, match="line 7 has no path"):
+        read_table_source(tmp_path, "photos.csv")
+
+
+def test_true_minus_signs_are_understood(tmp_path: Path) -> None:
+    (tmp_path / "photos.csv").write_text("path,label,latitude,longitude\na.jpg,x,\N{MINUS SIGN}1.5,-2\n")
+    places = read_table_source(tmp_path, "photos.csv", with_splits=False).photos
+    assert places.select("latitude", "longitude").row(0) == (-1.5, -2.0)
+
+
+def test_classes_of_a_table_that_only_look_the_same_are_refused(tmp_path: Path) -> None:
+    forms = [unicodedata.normalize(form, "Käfer") for form in ("NFC", "NFD")]
+    rows = [f"{number}.jpg,labeled,{label}" for number, label in enumerate(forms)]
+    (tmp_path / "photos.csv").write_text("\n".join(["path,split,label", *rows, "3.jpg,val,Käfer", "4.jpg,test,"]))
+    with pytest.raises(DataError, match=r"classes .* look the same but are of different Unicode characters"):
         to_candidates(read_table_source(tmp_path, "photos.csv"), [])
 
 

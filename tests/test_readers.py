@@ -247,6 +247,8 @@ def test_folder_faults(tmp_path: Path) -> None:
         to_candidates(read_folder(tmp_path), [])
     with pytest.raises(DataError, match=r"data\.folders"):
         read_folder(tmp_path, {"train": "labeled"})
+    with pytest.raises(DataError, match=r"expected a folder Labeled/ with one .* each class; found labeled/, val/"):
+        read_folder(tmp_path, {"labeled": "Labeled"})
     (tmp_path / "labeled/empty").mkdir()
     (tmp_path / "val/fly").rename(tmp_path / "val/bee")
     with pytest.raises(DataError, match="no usable labeled photo: 'empty'"):

@@ -156,6 +156,13 @@ def _check_classes(classes: pl.DataFrame, photos: pl.DataFrame, where: str, refu
     twice = classes.filter(pl.col("name").is_duplicated())["name"]
     if len(twice):
         raise DataError(f"{where}: class {twice[0]!r} occurs twice")
+    seen: dict[str, str] = {}
+    for name in classes["name"]:
+        if (other := seen.setdefault(normalize("NFC", name), name)) != name:
+            raise DataError(
+                f"{where}: the classes {other!r} and {name!r} look the same but are of different Unicode characters "
+                "(NFC, NFD): write all their labels alike"
+            )
 
 
 def _check_ids(photos: pl.DataFrame) -> None:

@@ -16,12 +16,16 @@ def read_folder(root: Path, folders: Mapping[str, str] | None = None) -> Listing
         folders: split to folder name, where it differs from the split's own name.
 
     Raises:
-        DataError: if ``folders`` names an unknown split, or a photo of labeled or val lies in no class folder.
+        DataError: if ``folders`` names an unknown split, there is no folder of labeled photos, or a photo of labeled or
+            val lies in no class folder.
     """
     names = {split: split for split in SPLITS} | dict(folders or {})
     unknown = sorted(set(names) - set(SPLITS))
     if unknown:
         raise DataError(f"data.folders: expected the splits {', '.join(SPLITS)} as keys, found {unknown}")
+    if not (root / names["labeled"]).is_dir():
+        there = ", ".join(f"{name}/" for name in subfolders(root)) or "none"
+        raise DataError(f"{root}: expected a folder {names['labeled']}/ with one folder for each class; found {there}")
     photos: list[Row] = []
     refused: list[tuple[str, str]] = []
     for split in SPLITS:

@@ -29,14 +29,13 @@ def read_table_source(root: Path, annotations: str, with_splits: bool = True) ->
         DataError: if the table cannot be read, lacks a column, or a row has no path or an unknown split.
     """
     source = root / annotations
-    table = _load(source, "data.annotations", "; check data.root")
+    table = load_table(source, "data.annotations", "; check data.root")
     required = ["path", "split", "label"] if with_splits else ["path", "label"]
     missing = [name for name in required if name not in table.columns]
     if missing:
-        raise DataError(f"{source}: expected the columns {', '.join(required)}, found {_found(table, required)}")
+        raise DataError(f"{source}: expected the columns {', '.join(required)}, found {columns_found(table, required)}")
     _warn_of_ignored(table, source)
-    photos = _listed(table)
-    _check_rows(photos, source, with_splits)
+    photos = _checked_rows(_listed(table), source, with_splits)
     classes = _classes(photos if not with_splits else photos.filter(pl.col("split") == "labeled"), source)
     return Listing(root, photos, classes, make_listing(root, [], [], []).refused)
 
@@ -54,17 +53,16 @@ def read_places(source: Path) -> pl.DataFrame:
         DataError: if the table cannot be read, has no column path, tells neither places nor dates, a row has no path,
             or a photo has two rows.
     """
-    table = _load(source, "places", "")
+    table = load_table(source, "places", "")
     if "path" not in table.columns:
-        raise DataError(f"{source}: expected a column path, found {_found(table, ['path'])}")
+        raise DataError(f"{source}: expected a column path, found {columns_found(table, ['path'])}")
     if not any(set(names) <= set(table.columns) for names in (_PLACE, _DATE)):
         raise DataError(
             f"{source}: expected the columns {' and '.join(_PLACE)}, or {_DATE[0]}, or all three, found "
-            f"{_found(table, _PLACE, _DATE)}"
+            f"{columns_found(table, _PLACE, _DATE)}"
         )
     _warn_of_ignored(table, source)
-    photos = _listed(table)
-    _check_rows(photos, source, with_splits=False)
+    photos = _checked_rows(_listed(table), source, with_splits=False)
     files = pl.Series("file", [os.path.realpath(source.parent / name) for name in photos["file"]], dtype=pl.String)
     twice = files.filter(files.is_duplicated())
     if len(twice):
@@ -73,8 +71,8 @@ def read_places(source: Path) -> pl.DataFrame:
     return clean_places(photos, str(source)).with_columns(files).select("file", *told)
 
 
-def _found(table: pl.DataFrame, *expected: Sequence[str]) -> str:
-    """The columns of a table and, where it is plain, why none of the expected groups is among them."""
+def columns_found(table: pl.DataFrame, *expected: Sequence[str]) -> str:
+    """The columns of a table and, where it is plain, why none of the ``expected`` groups is among them; for errors."""
     found = ", ".join(map(repr, table.columns[:8])) + (", …" if len(table.columns) > 8 else "")
     if len(table.columns) == 1 and ";" in table.columns[0]:
         return f"{found}. Its columns seem to be separated by semicolons: save it with commas"
@@ -97,7 +95,17 @@ def _listed(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _load(source: Path, key: str, remedy: str) -> pl.DataFrame:
+def load_table(source: Path, key: str, remedy: str = "") -> pl.DataFrame:
+    """The columns of a table: those of a CSV file (UTF-8, comma, header) as text, those of Parquet as they are.
+
+    Args:
+        source: the file.
+        key: of the configuration, for the error.
+        remedy: what to do if there is no such file, for the error.
+
+    Raises:
+        DataError: if it is no such table.
+    """
     if source.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"{key}: expected a .csv or .parquet file, found {source.name!r}")
     try:
@@ -122,21 +130,27 @@ def _cleaned(theirs: str | None, ours: str, dtype: type[pl.DataType]) -> pl.Expr
     filled = pl.when(column != "").then(column)
     if dtype is pl.String:
         return filled.alias(ours)
+    # Spreadsheets and word processors like to write a true minus sign.
+    number = filled.str.replace("\N{MINUS SIGN}", "-", literal=True).cast(dtype, strict=False)
     # What is not a number becomes NaN, so that it is counted when it is nulled.
-    return pl.when(filled.is_not_null()).then(filled.cast(dtype, strict=False).fill_null(float("nan"))).alias(ours)
+    return pl.when(filled.is_not_null()).then(number.fill_null(float("nan"))).alias(ours)
 
 
-def _check_rows(photos: pl.DataFrame, source: Path, with_splits: bool) -> None:
-    rows = photos.with_row_index("row", offset=1)
+def _checked_rows(photos: pl.DataFrame, source: Path, with_splits: bool) -> pl.DataFrame:
+    """The rows that say anything; all must have a path and, if asked, a known split."""
+    # As editors and spreadsheets count: the header is the first line.
+    name, first = ("line", 2) if source.suffix.lower() == ".csv" else ("row", 1)
+    rows = photos.with_row_index("row", offset=first).filter(pl.any_horizontal(pl.col(photos.columns).is_not_null()))
     without_path = rows.filter(pl.col("file").is_null())
     if not without_path.is_empty():
-        raise DataError(f"{source}: row {without_path['row'][0]} has no path")
+        raise DataError(f"{source}: {name} {without_path['row'][0]} has no path")
     strange = rows.filter(~pl.col("split").is_in(SPLITS).fill_null(False))
     if with_splits and not strange.is_empty():
         raise DataError(
-            f"{source}: row {strange['row'][0]}: expected split to be one of {', '.join(SPLITS)}, "
+            f"{source}: {name} {strange['row'][0]}: expected split to be one of {', '.join(SPLITS)}, "
             f"found {strange['split'][0]!r}"
         )
+    return rows.drop("row")
 
 
 def _classes(photos: pl.DataFrame, source: Path) -> pl.DataFrame:

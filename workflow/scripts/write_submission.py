@@ -34,7 +34,7 @@ def write_submission(
     pseudo_labels: str | None = None,
     unlabeled: str | None = None,
 ) -> None:
-    """Write one row for each test photo, unreadable ones included, and one for each unlabeled photo.
+    """Write one row for each test photo, unreadable ones included, and one for each usable unlabeled photo.
 
     Args:
         predictions: the ensemble's.
@@ -60,7 +60,11 @@ def write_submission(
     if pseudo_labels is not None and unlabeled is not None:
         judged = unlabeled_rows(read_table("pseudo_labels", pseudo_labels), photos, known)
         write_csv(HEADER, judged, unlabeled)
-        log.info("%d unlabeled photos written, those likeliest of a labeled class first", len(judged))
+        log.info(
+            "%d unlabeled photos written, those likeliest of a labeled class first; %s tells why others are not",
+            len(judged),
+            rejected,
+        )
 
 
 if "snakemake" in globals():
