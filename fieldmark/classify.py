@@ -240,6 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"left out: {problem}", file=sys.stderr)
         if given.output:
             print(f"{min(start + _AT_ONCE, len(paths))}/{len(paths)} photos", file=sys.stderr)
+    if not rows:
+        print("no photo could be named, and nothing was written", file=sys.stderr)
+        return 2
     if given.output:
         write_csv(HEADER, rows, given.output)
     else:
