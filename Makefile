@@ -53,7 +53,7 @@ test-conda: env ## Run a chain of stages in conda environments; needs conda on t
 
 evidence: env ## Compare with baselines and ablations on SET (a name for CONFIGFILES), over SEEDS (1 2 3); hours on CPUs
 	@# RECIPES="layerwise two_stage" trains references by these recipes; by the first of the model if it is not given.
-	@# REFERENCES="long naive" and ABLATIONS="no_filter" run these alone; all that apply if they are not given.
+	@# REFERENCES="long naive" and ABLATIONS="no_filter" run these alone, "none" none; all if they are not given.
 	@# TABLES=folder: where the tables go, and the page beside it; docs/evidence if it is not given.
 	$(BIN)/snakemake -s benchmarks/accuracy/evidence.smk --cores $(CORES) \
 		--directory benchmarks/output/evidence/$(SET) --config set="$(SET)" seeds="$(SEEDS)" \

@@ -21,9 +21,9 @@ from fieldmark.fingerprint import fingerprint
 
 
 def listed(name, default):
-    """The words of a config value; all of the defaults if it is not given."""
+    """The words of a config value; all of the defaults if it is not given, and no word if it is ``none``."""
     value = config.get(name)
-    return list(default) if value is None else str(value).split()
+    return [word for word in (list(default) if value is None else str(value).split()) if word != "none"]
 
 
 CONFIGFILES = [str(Path(name).resolve()) for name in listed("configfiles", [])]
