@@ -122,8 +122,8 @@ def learn(
     for number, lesson in enumerate(lessons):
         if number < first_lesson:
             continue
-        run = _Run(share, model, lesson, number, seed, rows, keeper)
-        run.go(first_step, resumed["optimizer"]) if resumed and number == first_lesson else run.go(0, None)
+        step, state = (first_step, resumed["optimizer"]) if resumed and number == first_lesson else (0, None)
+        _Run(share, model, lesson, number, seed, rows, keeper).go(step, state)
         if validate is not None and share.fabric.is_global_zero:
             model.eval()
             measured = validate()
