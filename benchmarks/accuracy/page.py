@@ -21,22 +21,27 @@ Table = Mapping[tuple[str, str], Measured]
 
 INTRODUCTION = """# Does it beat what one would use instead?
 
-Written by `make evidence` from the tables in [evidence/](evidence); [results.md](results.md) says what to make of it.
+Written by `make evidence` from the tables in [{tables}/]({tables}).
+
 On each data set all methods have the same backbone, image size, augmentation, test-time views and seeds. The pipeline
-spends more optimizer steps than plain fine-tuning: methods marked "all steps", FixMatch, FreeMatch and SimCLR have as
-many as lead to the last round's model. Oracles learn the true labels of all in-class unlabeled photos; methods
-"in-class photos only" are told which photos are foreign, and no more. All seeds have the configuration's settings. No
-figure of this page chooses anything, except the best baseline: being the best on test, it is the hardest to beat.
+spends more optimizer steps than plain fine-tuning: methods marked "all steps", FixMatch and FreeMatch have as many as
+lead to the last round's model, and SimCLR passes as many views in fewer and larger steps. Oracles learn the true labels
+of all in-class unlabeled photos; methods "in-class photos only" are told which photos are foreign, and no more. All
+seeds have the configuration's settings. Inside a run no figure of this page chooses anything, except the best baseline:
+being the best on test, it is the hardest to beat.
 
 Intervals are 95 %, of a bootstrap that draws test photos and seeds, each with replacement; with one seed they hold no
 spread of seeds. Differences are paired by photo and seed.
 """
+# On the project's own page, not on one of a user's photos.
+READING = """[results.md](results.md) says what to make of it, which settings were decided with test figures in sight,
+and which rows are of earlier versions."""
 ABLATIONS_NOTE = """Each variant is one training a seed, and so is the model it is compared with. The intervals hold the
 spread of photos, and of seeds if there are several, but not what two trainings with the same settings differ by (on
 groceries about two points): if the model itself was an unlucky one, all variants look good."""
 SELECTIONS_NOTE = """What the same changes do to the selection of round 0: the AUROC of its in-class score, the foreign
 share of the selected photos, and how many of these are of the class that they are given. Means over seeds, and each
-seed's difference. Changes that do not touch the selection are left out."""
+seed's difference. Changes that do not touch the selection, or whose selection was not kept, are left out."""
 _STYLE = """<style>
 text { font: 12px system-ui, sans-serif; fill: #5d655c; } .figure { font-variant-numeric: tabular-nums; }
 .grid { stroke: #8d948b; stroke-opacity: .35; }
@@ -252,7 +257,9 @@ def section(folder: Path) -> str:
 def page(folder: Path) -> str:
     """The whole page, of all sets below a folder."""
     sets: Sequence[Path] = sorted({path.parent.parent for path in folder.glob("*/seed*/accuracy.parquet")})
-    return "\n".join(f"{part}\n" for part in [INTRODUCTION.strip(), *(section(one) for one in sets)])
+    introduction = [INTRODUCTION.format(tables=folder.name).strip()]
+    introduction += [READING] if (folder.parent / "results.md").is_file() else []
+    return "\n".join(f"{part}\n" for part in [*introduction, *(section(one) for one in sets)])
 
 
 def main() -> None:
