@@ -118,15 +118,22 @@ def _of_the_stages(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_the_batches(config: Mapping[str, Any]) -> Iterator[str]:
-    """Batches of which some device would get no photo."""
+    """Batches, of stages that will run, of which some device would get no photo."""
     gpus, nodes = config["resources"]["gpus"], config["resources"]["nodes"]
     devices = (1 if gpus == "auto" else max(1, gpus)) * nodes
-    sizes = {"detection": config["detection"]["batch_size"]}
-    for name, stage in [*((name, config[name]) for name in STAGES), *config["recipes"].items()]:
-        place = name if name in STAGES else f"recipes.{name}"
-        sizes |= {f"{place}.phases[{number}]": phase["batch_size"] for number, phase in enumerate(stage["phases"])}
-        given = {model: settings["overrides"].get(name, {}) for model, settings in config["models"].items()}
-        sizes |= {f"models.{m}.overrides.{name}": own["batch_size"] for m, own in given.items() if "batch_size" in own}
+    detection = config["detection"]
+    trained = detection["method"] == "detector" and not detection["detector"]
+    sizes = {"detection": detection["batch_size"]} if trained else {}
+    for model, settings in config["models"].items():
+        for name in (*(STAGES if config["track"] == "semi_supervised" else ()), *settings["recipes"]):
+            own = settings["overrides"].get(name, {})
+            if "batch_size" in own:
+                sizes[f"models.{model}.overrides.{name}"] = own["batch_size"]
+                continue
+            place, stage = (name, config[name]) if name in STAGES else (f"recipes.{name}", config["recipes"].get(name))
+            # One that is not defined is told elsewhere.
+            phases = stage["phases"] if stage else ()
+            sizes |= {f"{place}.phases[{number}]": phase["batch_size"] for number, phase in enumerate(phases)}
     for place, size in sizes.items():
         if size < devices:
             yield (

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from typing import Any
 
 import pytest
@@ -141,6 +142,27 @@ def test_a_mistake_is_named_with_its_key_and_what_was_expected(path: str, value:
 def test_prototypes_and_mixed_photos_exclude_each_other() -> None:
     text = problems(augmentation__cutmix=0.5, recipes__plain__prototype_strength=5.0)
     assert "augmentation.cutmix: expected 0, because plain has prototypes (prototype_strength)" in text
+
+
+def test_batches_are_compared_with_the_devices_of_what_runs() -> None:
+    def config(**entries: Any) -> dict[str, Any]:
+        made = minimal() | {"track": "supervised", "resources": {"gpus": 4, "nodes": 3}}
+        for path, value in entries.items():
+            put(made, path.replace("__", "."), value)
+        return made
+
+    # No rounds, no detector, and a recipe that no model is fine-tuned by.
+    unused = {"phases": [{**new_phase(), "batch_size": 8}]}
+    resolve(config(guide__phases__0__batch_size=8, detection__batch_size=8, recipes__other=unused))
+    asked = "expected at least 12, a photo for each device (resources.gpus × resources.nodes); found 8"
+    for entries, place in [
+        ({"recipes__plain__phases__0__batch_size": 8}, "recipes.plain.phases[0]"),
+        ({"models__m__overrides__plain": {"batch_size": 8}}, "models.m.overrides.plain"),
+        ({"detection": {"method": "detector", "batch_size": 8, "weights": "none"}}, "detection"),
+        ({"track": "semi_supervised", "guide__phases__0__batch_size": 8}, "guide.phases[0]"),
+    ]:
+        with pytest.raises(ConfigError, match=re.escape(f"\n  {place}.batch_size: {asked}")):
+            resolve(config(**entries))
 
 
 OPENSET = {"in_class_share": 0.5, "labeled_per_class": 5, "val_per_class": 5, "test_per_class": 5}
