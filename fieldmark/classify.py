@@ -27,9 +27,9 @@ from fieldmark.metadata import encode
 from fieldmark.models import Architecture
 from fieldmark.predictions import top_classes
 from fieldmark.readers.files import is_utf8, list_photos, shown
-from fieldmark.readers.listing import DataError
 from fieldmark.readers.table import read_places
 from fieldmark.submission import write_csv
+from fieldmark.tables import DataError
 
 HEADER = ("photo", "rank", "class_name", "probability")
 Row = tuple[str, ...]

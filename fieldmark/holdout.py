@@ -7,7 +7,7 @@ import polars as pl
 
 from fieldmark.artifacts import TAXA
 from fieldmark.openset import class_stream
-from fieldmark.readers.listing import DataError
+from fieldmark.tables import DataError
 
 log = logging.getLogger("fieldmark")
 

@@ -17,8 +17,8 @@ from fieldmark.holdout import HoldOut, hold_out
 from fieldmark.images import PhotoError, decode_resized, read_bytes
 from fieldmark.leaks import Leaks, find_leaks
 from fieldmark.readers.candidates import check_labeled
-from fieldmark.readers.listing import DataError
 from fieldmark.stage import Progress
+from fieldmark.tables import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import polars as pl
 
 from fieldmark.artifacts import TAXA
 from fieldmark.readers.candidates import image_id_of, relative_path
-from fieldmark.readers.listing import PHOTO_COLUMNS, DataError, Listing
+from fieldmark.readers.listing import PHOTO_COLUMNS, Listing
+from fieldmark.tables import DataError
 
 FOREIGN = "-1"  # the class id of a foreign photo in a truth table
 

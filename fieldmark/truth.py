@@ -9,7 +9,7 @@ import polars as pl
 
 from fieldmark.artifacts import ArtifactError
 from fieldmark.evaluation import FOREIGN
-from fieldmark.readers.table import columns_found, load_table
+from fieldmark.tables import columns_found, load_table
 
 log = logging.getLogger("fieldmark")
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from fieldmark.readers import read_listing
 from fieldmark.readers.candidates import to_candidates
-from fieldmark.readers.listing import DataError
+from fieldmark.tables import DataError
 from tests.miniatures import coco, write_coco
 
 Documents = dict[str, Any]

@@ -28,9 +28,9 @@ from fieldmark.models import (
 )
 from fieldmark.phases import Phase, TrainingError
 from fieldmark.photosets import PhotoSet
-from fieldmark.readers.listing import DataError
 from fieldmark.sampling import EpochSampler, MixedSampler
 from fieldmark.selection import SelectionError, SelectionRules
+from fieldmark.tables import DataError
 from fieldmark.training import train
 from fieldmark.views import Augmentation
 from tests.fault_photos import ingest_share

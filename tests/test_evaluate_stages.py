@@ -10,7 +10,7 @@ import pytest
 
 from fieldmark.artifacts import SCHEMAS, ArtifactError, read_table, write_table
 from fieldmark.predictions import lists_to_table, read_lists
-from fieldmark.readers.listing import DataError
+from fieldmark.tables import DataError
 from fieldmark.truth import read_truth
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"

@@ -5,7 +5,7 @@ import pytest
 
 from fieldmark.artifacts import TAXA
 from fieldmark.holdout import HoldOut, hold_out
-from fieldmark.readers.listing import DataError
+from fieldmark.tables import DataError
 
 COUNTS = {"bee": 6, "fly": 2, "owl": 1}
 

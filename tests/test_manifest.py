@@ -15,7 +15,8 @@ from fieldmark.artifacts import read_table
 from fieldmark.leaks import Leaks
 from fieldmark.manifest import Manifest, build_manifest, inspect_photo, read_manifest, shard_of
 from fieldmark.readers.candidates import to_candidates
-from fieldmark.readers.listing import DataError, Row, make_listing
+from fieldmark.readers.listing import Row, make_listing
+from fieldmark.tables import DataError
 
 SCRIPTS = Path(__file__).parent.parent / "workflow" / "scripts"
 

@@ -5,7 +5,8 @@ import pytest
 
 from fieldmark.openset import FOREIGN, OpenSet, split_openset
 from fieldmark.readers.candidates import to_candidates
-from fieldmark.readers.listing import DataError, Listing, Row, make_listing
+from fieldmark.readers.listing import Listing, Row, make_listing
+from fieldmark.tables import DataError
 
 PLAN = OpenSet(in_class_share=0.5, labeled_per_class=3, val_per_class=2, test_per_class=4)
 

@@ -88,7 +88,9 @@ def test_memory_and_time_grow_with_the_photos_where_all_are_read(project: Projec
 
 
 def test_a_job_on_several_nodes_starts_its_processes_itself(project: Project, tmp_path: Path) -> None:
-    (tmp_path / "nodes.yaml").write_text("{resources: {nodes: 3, gpus: 4}, detection: {batch_size: 12}}", encoding="utf-8")
+    (tmp_path / "nodes.yaml").write_text(
+        "{resources: {nodes: 3, gpus: 4}, detection: {batch_size: 12}}", encoding="utf-8"
+    )
     needs = asked(project, "--configfile", TINY, str(tmp_path / "nodes.yaml"))
     training = needs["refine_backbone"]
     assert {key: training[key] for key in ("nodes", "tasks", "gres", "mpi")} == {

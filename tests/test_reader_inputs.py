@@ -17,11 +17,12 @@ from fieldmark.readers import read_listing
 from fieldmark.readers.candidates import to_candidates
 from fieldmark.readers.coco import read_coco
 from fieldmark.readers.folder import read_class_folders
-from fieldmark.readers.listing import DataError, Listing, make_listing, number
+from fieldmark.readers.listing import Listing, make_listing, number
 from fieldmark.readers.places import clean_places, normalise_date
 from fieldmark.readers.semi_inat import read_semi_inat
 from fieldmark.readers.table import read_table_source
 from fieldmark.readers.torchvision_set import read_torchvision
+from fieldmark.tables import DataError
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

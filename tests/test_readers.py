@@ -15,8 +15,8 @@ from fieldmark.readers.candidates import to_candidates
 from fieldmark.readers.coco import read_coco
 from fieldmark.readers.files import list_photos, load_json, subfolders
 from fieldmark.readers.folder import read_folder
-from fieldmark.readers.listing import DataError
 from fieldmark.readers.semi_inat import read_semi_inat
+from fieldmark.tables import DataError
 from tests.miniatures import coco, write_coco
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

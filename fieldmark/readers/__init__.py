@@ -5,10 +5,11 @@ from pathlib import Path
 
 from fieldmark.readers.coco import DEMO_ANNOTATIONS, read_coco
 from fieldmark.readers.folder import read_class_folders, read_folder
-from fieldmark.readers.listing import DataError, Listing
+from fieldmark.readers.listing import Listing
 from fieldmark.readers.semi_inat import read_semi_inat
 from fieldmark.readers.table import read_table_source
 from fieldmark.readers.torchvision_set import read_torchvision
+from fieldmark.tables import DataError
 
 FORMATS = ("demo", "semi_inat", "coco", "folder", "table", "torchvision")
 

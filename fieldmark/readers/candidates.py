@@ -11,8 +11,9 @@ import polars as pl
 
 from fieldmark.artifacts import TAXA
 from fieldmark.readers.files import PHOTO_SUFFIXES
-from fieldmark.readers.listing import DataError, Listing
+from fieldmark.readers.listing import Listing
 from fieldmark.readers.places import clean_places
+from fieldmark.tables import DataError
 
 logger = logging.getLogger(__name__)
 

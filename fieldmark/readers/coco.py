@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fieldmark.artifacts import SPLITS, TAXA
 from fieldmark.readers.files import json_object, json_objects, load_json, require
-from fieldmark.readers.listing import DataError, Listing, Row, make_listing, number, text
+from fieldmark.readers.listing import Listing, Row, make_listing, number, text
+from fieldmark.tables import DataError
 
 logger = logging.getLogger(__name__)
 

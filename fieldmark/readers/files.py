@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from fieldmark.readers.listing import DataError
+from fieldmark.tables import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fieldmark.artifacts import SPLITS
 from fieldmark.readers.files import list_photos, subfolders
-from fieldmark.readers.listing import DataError, Listing, Row, make_listing
+from fieldmark.readers.listing import Listing, Row, make_listing
+from fieldmark.tables import DataError
 
 
 def read_folder(root: Path, folders: Mapping[str, str] | None = None) -> Listing:

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from fieldmark.artifacts import TAXA
+from fieldmark.tables import DataError
 
 # One row per photo. `file` is the path as the source gives it, relative to the root or absolute; `label` is a class
 # name of the listing's classes. Numbers are NaN where the source holds something that is not a number.
@@ -26,10 +27,6 @@ PHOTO_COLUMNS: dict[str, type[pl.DataType]] = {
 CLASS_COLUMNS: dict[str, type[pl.DataType]] = {"name": pl.String, "title": pl.String, **dict.fromkeys(TAXA, pl.String)}
 
 Row = dict[str, str | float | None]
-
-
-class DataError(ValueError):
-    """The data set or its description is not usable; the message says where, what was expected and what to do."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fieldmark.artifacts import TAXA
 from fieldmark.readers.files import json_object, json_objects, list_photos, load_json, require, subfolders
-from fieldmark.readers.listing import DataError, Listing, Row, make_listing, text
+from fieldmark.readers.listing import Listing, Row, make_listing, text
+from fieldmark.tables import DataError
 
 logger = logging.getLogger(__name__)
 

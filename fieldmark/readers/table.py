@@ -2,14 +2,14 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 from fieldmark.artifacts import SPLITS, TAXA
-from fieldmark.readers.listing import CLASS_COLUMNS, PHOTO_COLUMNS, DataError, Listing, make_listing
+from fieldmark.readers.listing import CLASS_COLUMNS, PHOTO_COLUMNS, Listing, make_listing
 from fieldmark.readers.places import clean_places
+from fieldmark.tables import DataError, columns_found, load_table
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +71,6 @@ def read_places(source: Path) -> pl.DataFrame:
     return clean_places(photos, str(source)).with_columns(files).select("file", *told)
 
 
-def columns_found(table: pl.DataFrame, *expected: Sequence[str]) -> str:
-    """The columns of a table and, where it is plain, why none of the ``expected`` groups is among them; for errors."""
-    found = ", ".join(map(repr, table.columns[:8])) + (", …" if len(table.columns) > 8 else "")
-    if len(table.columns) == 1 and ";" in table.columns[0]:
-        return f"{found}. Its columns seem to be separated by semicolons: save it with commas"
-    plain = {name.strip().lower() for name in table.columns}
-    if any(plain >= set(names) for names in expected):
-        return f"{found}. Names must be written exactly so, in small letters"
-    return found
-
-
 def _warn_of_ignored(table: pl.DataFrame, source: Path) -> None:
     ignored = [name for name in table.columns if name not in _NAMES.values()]
     if ignored:
@@ -93,34 +82,6 @@ def _listed(table: pl.DataFrame) -> pl.DataFrame:
         _cleaned(theirs if theirs in table.columns else None, ours, dtype)
         for (ours, theirs), dtype in zip(_NAMES.items(), PHOTO_COLUMNS.values(), strict=True)
     )
-
-
-def load_table(source: Path, key: str, remedy: str = "") -> pl.DataFrame:
-    """The columns of a table: those of a CSV file (UTF-8, comma, header) as text, those of Parquet as they are.
-
-    Args:
-        source: the file.
-        key: of the configuration, for the error.
-        remedy: what to do if there is no such file, for the error.
-
-    Raises:
-        DataError: if it is no such table.
-    """
-    if source.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(f"{key}: expected a .csv or .parquet file, found {source.name!r}")
-    try:
-        if source.suffix.lower() == ".parquet":
-            return pl.read_parquet(source)
-        # As text throughout: a label such as 007 stays what it is.
-        return pl.read_csv(source, infer_schema=False, null_values=[""])
-    except OSError as error:
-        raise DataError(f"{source}: cannot read this table ({error}){remedy}") from error
-    except pl.exceptions.PolarsError as error:
-        # What follows the first line are hints for programmers.
-        found = str(error).partition("\n")[0]
-        raise DataError(
-            f"{source}: expected a table in UTF-8 with a header (a spreadsheet saves it as 'CSV UTF-8'), found: {found}"
-        ) from error
 
 
 def _cleaned(theirs: str | None, ours: str, dtype: type[pl.DataType]) -> pl.Expr:

@@ -13,7 +13,8 @@ from typing import Protocol, cast
 from PIL import Image
 
 from fieldmark.artifacts import write_atomically
-from fieldmark.readers.listing import DataError, Listing, Row, make_listing
+from fieldmark.readers.listing import Listing, Row, make_listing
+from fieldmark.tables import DataError
 
 logger = logging.getLogger(__name__)
 

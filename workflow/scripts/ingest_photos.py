@@ -17,7 +17,7 @@ from fieldmark.manifest import build_manifest
 from fieldmark.openset import OpenSet, split_openset
 from fieldmark.readers import read_listing
 from fieldmark.readers.candidates import to_candidates
-from fieldmark.readers.listing import DataError
+from fieldmark.tables import DataError
 
 
 def ingest_photos(
@@ -68,7 +68,7 @@ def ingest_photos(
         truth: target of the open-set split's truth, CSV.
 
     Raises:
-        fieldmark.readers.listing.DataError: if the data set or the keys are not as the format expects.
+        fieldmark.tables.DataError: if the data set or the keys are not as the format expects.
     """
     photos = Path(manifest).parent / "photos"
     listing = read_listing(
