@@ -14,11 +14,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch.distributed as dist
 
@@ -69,10 +69,16 @@ def _run(work: Callable[[], None], hardware: Hardware, folder: Path) -> None:
     }
     with _started(_commands(hardware, folder, environment)) as started:
         log.info("started %d processes on %d nodes", hardware.processes, hardware.nodes)
-        while None in (codes := [process.poll() for process in started]) and not any(codes):
-            # Whichever ends first counts.
-            time.sleep(0.05)  # waiting for the first of several takes Linux 5.3, which clusters may lack
-        failed = [number for number, code in enumerate(codes) if code]
+        codes: SimpleQueue[int] = SimpleQueue()
+
+        def watch(process: subprocess.Popen[bytes]) -> None:
+            codes.put(process.wait())
+
+        for process in started:
+            threading.Thread(target=watch, args=[process], daemon=True).start()
+        # Until all are through, or one of them fails, whichever that is.
+        any(codes.get() for _ in started)
+        failed = [number for number, process in enumerate(started) if process.returncode]
     if failed:
         raise ProcessError(_reason(failed, started, hardware, folder))
 

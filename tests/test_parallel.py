@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -191,28 +191,26 @@ def test_srun_keeps_what_names_the_cluster_and_the_job_and_none_of_the_jobs_limi
     assert environment == {key: value for key, value in own.items() if key != "SLURM_NTASKS"}
 
 
-def wait_for_ever(folder: Path) -> None:
+def wait_for_ever() -> None:
     """Tell that this process runs, and stay."""
-    (folder / os.environ["RANK"]).write_text(str(os.getpid()), encoding="utf-8")
+    os.write(1, f"{os.getpid()}\n".encode())
     signal.pause()
 
 
 def test_the_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     program = (
-        "from functools import partial; from pathlib import Path; from fieldmark.hardware import Hardware;"
+        "from pathlib import Path; from fieldmark.hardware import Hardware;"
         "from fieldmark.processes import run_on_all_devices; from tests.test_parallel import wait_for_ever;"
-        f"folder = Path({str(tmp_path)!r});"
-        "run_on_all_devices(partial(wait_for_ever, folder), Hardware(devices=2), folder / 'processes')"
+        f"run_on_all_devices(wait_for_ever, Hardware(devices=2), Path({str(tmp_path)!r}) / 'processes')"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    files = [tmp_path / "0", tmp_path / "1"]
-    while not all(file.exists() and file.read_text() for file in files):
-        assert parent.poll() is None
-        time.sleep(0.05)  # no child of this process, so there is nothing to wait on: look again
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    numbers = [int(parent.stdout.readline()) for _ in range(2)]
+    opened = [os.pidfd_open(number) for number in numbers]
     parent.kill()
     parent.wait()
-    for file in files:
-        # Ended, and reaped or waiting to be: a process that sleeps on would keep its command line.
-        command = Path(f"/proc/{file.read_text()}/cmdline")
-        while command.exists() and command.read_bytes():
-            time.sleep(0.05)  # a grandchild now, so there is nothing to wait on here either: look again
+    for process in opened:
+        # No child of this process, but such a file can be waited on: it is ready once its process has ended.
+        select.select([process], [], [])
+        os.close(process)
+    parent.stdout.close()
