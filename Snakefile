@@ -44,6 +44,7 @@ rule all:
     input:
         "results/submission.csv",
         "results/report.html",
+        *(["results/unlabeled.csv"] if ROUNDS else []),
         "results/model/ensemble.safetensors",
     localrule: True
 

@@ -28,8 +28,7 @@ from fieldmark.models import Architecture
 from fieldmark.predictions import top_classes
 from fieldmark.readers.files import is_utf8, list_photos, shown
 from fieldmark.readers.table import read_places
-from fieldmark.submission import write_csv
-from fieldmark.tables import DataError
+from fieldmark.tables import DataError, write_csv
 
 HEADER = ("photo", "rank", "class_name", "probability")
 Row = tuple[str, ...]

@@ -10,7 +10,6 @@ Class ids are the source's own, which the table of classes holds as names. A com
 a photo, so a test photo that could not be read is listed too, with the classes that have the most labeled photos.
 """
 
-import csv
 import itertools
 import json
 import logging
@@ -20,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
-from fieldmark.artifacts import ArtifactError, write_atomically
+from fieldmark.artifacts import ArtifactError
 from fieldmark.class_names import spoken_names
 from fieldmark.predictions import TopLists
 
@@ -177,15 +176,3 @@ def _joined(photo: Photo, count: int) -> str:
             "spaces; choose the layout 'simple'"
         )
     return " ".join(names)
-
-
-def write_csv(header: Row, rows: Sequence[Row], target: str | Path) -> None:
-    """Write a CSV file in UTF-8 with Unix line ends, atomically."""
-
-    def write(path: Path) -> None:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
-
-    write_atomically(Path(target), write)

@@ -1,9 +1,12 @@
-"""Tables that users write, CSV or Parquet, and the error that says what is wrong with what they give."""
+"""Tables that users write, CSV or Parquet, and read; and the error that says what is wrong with what they give."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
+
+from fieldmark.artifacts import write_atomically
 
 
 class DataError(ValueError):
@@ -47,3 +50,15 @@ def columns_found(table: pl.DataFrame, *expected: Sequence[str]) -> str:
     if any(plain >= set(names) for names in expected):
         return f"{found}. Names must be written exactly so, in small letters"
     return found
+
+
+def write_csv(header: Sequence[str], rows: Iterable[Sequence[str]], target: str | Path) -> None:
+    """Write a CSV file in UTF-8 with Unix line ends, atomically."""
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    write_atomically(Path(target), write)

@@ -153,6 +153,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("`fieldmark/clustering.py`", program("fieldmark/clustering.py"), onwards("cluster_photos")),
     ("`fieldmark/selection.py`", program("fieldmark/selection.py"), onwards("select_pseudo_labels")),
     ("`fieldmark/submission.py`", program("fieldmark/submission.py"), only("write_submission")),
+    ("`fieldmark/unlabeled.py`", program("fieldmark/unlabeled.py"), only("list_unlabeled")),
     ("`fieldmark/detector.py`", program("fieldmark/detector.py"), REGIONS | MEASURED),
     ("`fieldmark/activation.py`", program("fieldmark/activation.py"), only("detect_photos") | MEASURED),
     (

@@ -56,7 +56,7 @@ def all_jobs(
     shards: int = 2,
 ) -> set[Job]:
     """Every job of a run, written down once more independently of the rules."""
-    jobs = {Job(rule) for rule in (*BEGINNING, "probe_metadata", *END)} | {
+    jobs = {Job(rule) for rule in (*BEGINNING, "probe_metadata", "list_unlabeled", *END)} | {
         Job("probe_features", model=model) for model in models
     }
     jobs |= {Job("train_detector"), *(Job("detect_photos", shard=str(shard)) for shard in range(shards))}
@@ -82,12 +82,13 @@ def only(*rules: str) -> set[Job]:
 def onwards(rule: str, first_round: int = 0, jobs: set[Job] | None = None) -> set[Job]:
     """The jobs of a round from one stage on, all later rounds, and the end of the workflow."""
     first = (first_round, CHAIN.index(rule))
-    return {
+    of_rounds = {
         job
         for job in (all_jobs() if jobs is None else jobs)
-        if job.rule in END
-        or (job.run.startswith("round") and (int(job.run.removeprefix("round")), CHAIN.index(job.rule)) >= first)
+        if job.run.startswith("round") and (int(job.run.removeprefix("round")), CHAIN.index(job.rule)) >= first
     }
+    selected = {Job("list_unlabeled")} if any(job.rule == "select_pseudo_labels" for job in of_rounds) else set()
+    return of_rounds | selected | only(*END)
 
 
 def baseline(*recipes: str) -> set[Job]:

@@ -17,6 +17,7 @@ LIGHT_RULES = {
     "shard_manifest",
     "fit_ensemble",
     "write_submission",
+    "list_unlabeled",
     "export_model",
     "evaluate_stages",
     "render_report",

@@ -11,7 +11,8 @@ from PIL import Image
 
 from fieldmark.artifacts import SPLITS, ArtifactError, read_table, write_table
 from fieldmark.predictions import to_table
-from fieldmark.submission import Photo, submission_rows, submitted_names, unreadable_test_photos, write_csv
+from fieldmark.submission import Photo, submission_rows, submitted_names, unreadable_test_photos
+from fieldmark.tables import write_csv
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 TAXA = ("kingdom", "phylum", "class", "order", "family", "genus")
@@ -176,8 +177,6 @@ def test_unlabeled_photos_are_listed_likeliest_first(tmp_path):
     for name, table in (
         ("manifest", manifest_of([*ROWS, *rows])),
         ("classes", classes_of(["17", "18"]).with_columns(title=pl.Series(["Owl", None]))),
-        ("rejected", rejected_of([])),
-        ("predictions", to_table([row[0] for row in ROWS], DENSE[:, :2], 2)),
         (
             "pseudo_labels",
             pl.DataFrame(
@@ -194,15 +193,8 @@ def test_unlabeled_photos_are_listed_likeliest_first(tmp_path):
         ),
     ):
         write_table(table, name, tmp_path / f"{name}.parquet")
-    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("predictions", "manifest", "classes", "rejected")}
-    load_script("write_submission").write_submission(
-        **paths,
-        target=str(tmp_path / "out.csv"),
-        layout="simple",
-        top_k=1,
-        pseudo_labels=str(tmp_path / "pseudo_labels.parquet"),
-        unlabeled=str(tmp_path / "unlabeled.csv"),
-    )
+    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("pseudo_labels", "manifest", "classes")}
+    load_script("list_unlabeled").list_unlabeled(**paths, target=str(tmp_path / "unlabeled.csv"))
     assert (tmp_path / "unlabeled.csv").read_text().splitlines() == [
         "path,class_name,probability,in_class_score,selected",
         "/d/u/c.jpg,Owl,0.8000,0.7500,yes",

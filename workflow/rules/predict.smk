@@ -101,7 +101,6 @@ rule fit_ensemble:
 
 rule write_submission:
     input:
-        **({"pseudo_labels": f"results/round{ROUNDS[-1]}/pseudo_labels.parquet"} if ROUNDS else {}),
         manifest=MANIFEST,
         classes=CLASSES,
         rejected="results/data/rejected.parquet",
@@ -109,8 +108,7 @@ rule write_submission:
         # The iNat layout lists image ids, which only the organisers' file of test photos tells.
         annotations=test_annotations(),
     output:
-        **({"unlabeled": "results/unlabeled.csv"} if ROUNDS else {}),
-        submission="results/submission.csv",
+        "results/submission.csv",
     log:
         "results/logs/write_submission.log",
     benchmark:
@@ -125,6 +123,28 @@ rule write_submission:
         code=fingerprint("write_submission"),
     script:
         "../scripts/write_submission.py"
+
+
+rule list_unlabeled:
+    input:
+        manifest=MANIFEST,
+        classes=CLASSES,
+        pseudo_labels=f"results/round{max(ROUNDS, default=0)}/pseudo_labels.parquet",
+    output:
+        "results/unlabeled.csv",
+    log:
+        "results/logs/list_unlabeled.log",
+    benchmark:
+        "results/benchmarks/list_unlabeled.tsv"
+    conda:
+        "../../envs/core.yaml"
+    threads: 1
+    resources:
+        **job_resources(light=True),
+    params:
+        code=fingerprint("list_unlabeled"),
+    script:
+        "../scripts/list_unlabeled.py"
 
 
 rule export_model:

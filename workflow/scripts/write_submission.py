@@ -1,4 +1,4 @@
-"""Write the ensemble's predictions of all test photos as a competition asks for, and what the unlabeled ones are."""
+"""Write the ensemble's predictions of all test photos as a competition asks for."""
 
 from fieldmark.stage import start
 
@@ -15,9 +15,8 @@ from fieldmark.submission import (
     submitted_names,
     unreadable_test_photos,
     with_source_ids,
-    write_csv,
 )
-from fieldmark.unlabeled import HEADER, unlabeled_rows
+from fieldmark.tables import write_csv
 
 log = logging.getLogger("fieldmark")
 
@@ -31,10 +30,8 @@ def write_submission(
     layout: str,
     top_k: int,
     annotations: str | None = None,
-    pseudo_labels: str | None = None,
-    unlabeled: str | None = None,
 ) -> None:
-    """Write one row for each test photo, unreadable ones included, and one for each usable unlabeled photo.
+    """Write one row for each test photo, unreadable ones included.
 
     Args:
         predictions: the ensemble's.
@@ -45,8 +42,6 @@ def write_submission(
         layout: semi_inat, inat or simple, see :mod:`fieldmark.submission`.
         top_k: how many classes the layout semi_inat lists.
         annotations: the organisers' JSON of the test split, whose image ids the layout inat shows.
-        pseudo_labels: what the last round's selection says of the unlabeled photos; None where there are no rounds.
-        unlabeled: the CSV file for these.
     """
     photos, known = read_table("manifest", manifest), read_table("classes", classes)
     names = submitted_names(known, layout)
@@ -57,14 +52,6 @@ def write_submission(
     header, rows = submission_rows(listed, layout, top_k)
     write_csv(header, rows, target)
     log.info("%d test photos written in layout %s", len(rows), layout)
-    if pseudo_labels is not None and unlabeled is not None:
-        judged = unlabeled_rows(read_table("pseudo_labels", pseudo_labels), photos, known)
-        write_csv(HEADER, judged, unlabeled)
-        log.info(
-            "%d unlabeled photos written, those likeliest of a labeled class first; %s tells why others are not",
-            len(judged),
-            rejected,
-        )
 
 
 if "snakemake" in globals():
@@ -73,9 +60,7 @@ if "snakemake" in globals():
         manifest=snakemake.input.manifest,
         classes=snakemake.input.classes,
         rejected=snakemake.input.rejected,
-        target=snakemake.output.submission,
+        target=snakemake.output[0],
         annotations=snakemake.input.get("annotations") or None,
-        pseudo_labels=snakemake.input.get("pseudo_labels"),
-        unlabeled=snakemake.output.get("unlabeled"),
         **snakemake.params.settings,
     )
