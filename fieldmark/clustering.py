@@ -78,6 +78,21 @@ def photos_of(manifest: pl.DataFrame) -> pl.DataFrame:
     return photos.with_columns(pl.when(labeled).then(pl.col("class_id")).alias("class_id"))
 
 
+def learned_photos(manifest: str) -> pl.DataFrame:
+    """Read the photos that a round learns from, see :func:`photos_of`.
+
+    Raises:
+        ClusteringError: if none is unlabeled; names the file.
+    """
+    photos = photos_of(read_table("manifest", manifest))
+    if "unlabeled" not in photos["split"]:
+        raise ClusteringError(
+            f"{manifest}: the unlabeled split has no photos, so the rounds have nothing to learn from; add some, or "
+            "set track: supervised, which goes on from the models that are trained by now"
+        )
+    return photos
+
+
 def class_ids_of(photos: pl.DataFrame) -> Integers:
     """Return the class id of each photo, :data:`NO_CLASS` where it is null."""
     return photos["class_id"].fill_null(NO_CLASS).to_numpy().astype(np.int64)

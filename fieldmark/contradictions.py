@@ -24,6 +24,11 @@ def contradictions(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _of_the_models(config)
     yield from _of_the_stages(config)
     yield from _of_the_batches(config)
+    if config["track"] == "self_training" and config["start"] != "supervised":
+        yield (
+            "start: expected supervised, because track is self_training, where the supervised model judges the "
+            f"unlabeled photos of round 0; found {config['start']}"
+        )
     select = config["select"]
     if (select["min_in_class_score"] is None) == (select["selected_share"] is None):
         yield "select: expected exactly one of min_in_class_score and selected_share, the other one null"
@@ -36,8 +41,8 @@ def _of_the_demo(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"demo.labeled_per_class: expected [fewest, most], found [{low}, {high}]"
     if config["data"]["format"] != "demo":
         return
-    if not demo["unlabeled"] and config["track"] == "semi_supervised":
-        yield "demo.unlabeled: expected at least 1, because track is semi_supervised; found 0"
+    if not demo["unlabeled"] and config["track"] != "supervised":
+        yield f"demo.unlabeled: expected at least 1, because track is {config['track']}; found 0"
     if demo["in_class_share"] == 1 and demo["foreign_share"]:
         yield (
             f"demo.foreign_share: expected 0, because demo.in_class_share is 1, so that no species is foreign; found "

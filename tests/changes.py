@@ -26,6 +26,7 @@ from tests.project import (
     baseline,
     only,
     onwards,
+    self_training_jobs,
 )
 
 Edit = Callable[[Project], None]
@@ -167,6 +168,7 @@ CHANGES: list[tuple[str, Edit, set[Job]]] = [
     ("`title`", configure(title="Other moths"), only("render_report")),
     ("`seed`", configure(seed=2), ALL),
     ("`track` to supervised", configure(track="supervised"), only(*END)),
+    ("`track` to self_training", configure(track="self_training"), self_training_jobs()),
     ("`start`", configure(start="pretrained"), ROUNDS),
     ("`rounds` from 2 to 3", configure(rounds=3), onwards("extract_features", 2, all_jobs(rounds=3))),
     ("`steps_factor`", configure(steps_factor=2), ROUNDS | BASELINE),

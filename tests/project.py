@@ -74,6 +74,12 @@ def supervised_jobs() -> set[Job]:
     return INGESTION | only("shard_manifest", "probe_metadata", *DETECTION, *END) | BASELINE
 
 
+def self_training_jobs() -> set[Job]:
+    """What the rounds of the tiny run in the self-training track consist of, and what follows from them."""
+    chain = only("score_photos", "select_pseudo_labels", *BY_RECIPE)
+    return {job for job in chain if job.run.startswith("round")} | only("list_unlabeled", *END)
+
+
 def only(*rules: str) -> set[Job]:
     """The jobs of some rules."""
     return {job for job in all_jobs() if job.rule in rules}

@@ -144,6 +144,11 @@ def test_prototypes_and_mixed_photos_exclude_each_other() -> None:
     assert "augmentation.cutmix: expected 0, because plain has prototypes (prototype_strength)" in text
 
 
+def test_self_training_needs_a_supervised_model_to_begin_with() -> None:
+    text = problems(track="self_training", start="pretrained")
+    assert "start: expected supervised, because track is self_training" in text and "found pretrained" in text
+
+
 def test_batches_are_compared_with_the_devices_of_what_runs() -> None:
     def config(**entries: Any) -> dict[str, Any]:
         made = minimal() | {"track": "supervised", "resources": {"gpus": 4, "nodes": 3}}

@@ -171,6 +171,15 @@ def test_the_supervised_track_has_no_rounds_and_compares_with_its_own_members(fa
     assert "Baselines" not in text and "supervised fine-tuning" not in text
 
 
+def test_self_training_shows_what_each_round_selected_and_no_clusters(fake: Fake, tmp_path: Path) -> None:
+    inputs = replace(fake.write(tmp_path), clusters=[], kept_clusters=[])
+    render_report(inputs, tmp_path / "report.html", "No clusters", CONFIG | {"track": "self_training"}, seed=1)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="round-0"' in text and "that the last model and the nearest labeled photos agree on" in text
+    assert "unlabeled photos were selected" in text
+    assert "Kept clusters" not in text and "into clusters" not in text and "cluster's centre" not in text
+
+
 def test_without_rejected_photos_and_dropped_clusters(fake: Fake, tmp_path: Path) -> None:
     text = render(replace(fake, rejected=False, dropped=False), tmp_path)
     assert "none was rejected" in text and "No cluster was dropped." in text
@@ -250,6 +259,11 @@ def test_times_are_summed_by_rule(fake: Fake, tmp_path: Path) -> None:
 def test_times_of_jobs_that_the_configuration_no_longer_has_are_left_out(path: str, counts: bool) -> None:
     assert belongs(PurePath(f"{path}.tsv"), CONFIG) == counts
     assert not belongs(PurePath("round0/lite0/train_guide.tsv"), CONFIG | {"track": "supervised"})
+    quick = CONFIG | {"track": "self_training"}
+    assert not belongs(PurePath("round0/lite0/train_guide.tsv"), quick)
+    assert not belongs(PurePath("round0/lite0/extract_features/0.tsv"), quick)
+    assert belongs(PurePath("baseline/lite0/extract_features/0.tsv"), quick)
+    assert belongs(PurePath("round0/lite0/score_photos/0.tsv"), quick)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,20 @@ import yaml
 
 from fieldmark.artifacts import read_table
 from tests.miniatures import make_semi_inat
-from tests.project import ALL, BASELINE, FEATURES, ROOT, TINY, Job, Project, announced, fresh_project, supervised_jobs
+from tests.project import (
+    ALL,
+    BASELINE,
+    FEATURES,
+    ROOT,
+    TINY,
+    Job,
+    Project,
+    announced,
+    fresh_project,
+    only,
+    self_training_jobs,
+    supervised_jobs,
+)
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +77,11 @@ def test_the_full_size_models_have_weights_of_imagenet_1k_alone() -> None:
 
 def test_the_supervised_track_trains_on_labels_alone_and_has_no_rounds(fresh: Project) -> None:
     assert fresh.planned("--config", "track=supervised") == supervised_jobs()
+
+
+def test_self_training_has_rounds_without_clusters(fresh: Project) -> None:
+    baselines = FEATURES | only("probe_features")
+    assert fresh.planned("--config", "track=self_training") == supervised_jobs() | baselines | self_training_jobs()
 
 
 def test_the_grocery_configuration_plans_with_its_own_root(fresh: Project, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from fieldmark.artifacts import read_table, write_table
-from fieldmark.clustering import paths_by_model
+from fieldmark.clustering import ClusteringError, paths_by_model
 from fieldmark.evidence import (
     Evidence,
     read_scores,
@@ -152,6 +152,11 @@ def test_stage_is_blind_to_the_order_of_rows(tmp_path: Path) -> None:
     rules = replace(RULES, min_in_class_score=0.2)
     first = run_selection(photos, tmp_path / "a", rules, shards=2)
     assert run_selection(photos, tmp_path / "b", rules, shards=5).equals(first)
+
+
+def test_self_training_without_unlabeled_photos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusteringError, match=r"unlabeled split has no photos.*; add some, or set track: supervised"):
+        run_selection(draw_photos(foreign=0, unlabeled=0), tmp_path, RULES)
 
 
 def test_models_are_averaged(tmp_path: Path) -> None:

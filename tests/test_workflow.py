@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from fieldmark.artifacts import SCHEMAS, read_table
-from tests.changes import CHANGES, permute_truth
+from tests.changes import CHANGES, configure, permute_truth
 from tests.project import ALL, ROOT, Job, Project, only
 
 
@@ -114,6 +114,35 @@ def test_no_stage_reads_the_truth_and_what_is_made_again_is_the_same(finished: P
     project.make()
     assert project.artifacts() == before
     assert (project.folder / "results/evaluation/scores.parquet").read_bytes() != scores
+
+
+def test_self_training_takes_the_last_model_for_its_guide_and_starts_anew(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    configure(track="self_training")(project)
+    results = project.folder / "results"
+    for round_ in ("round0", "round1"):
+        for stage in ("pretrain", "guide/model.safetensors", "refine", "features"):
+            path = results / round_ / "tiny" / stage
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for table in ("clusters", "kept_clusters", "subclusters"):
+            (results / round_ / f"{table}.parquet").unlink()
+    before = project.artifacts()
+    project.make()
+    assert project.planned() == set()
+    after = project.artifacts()
+    assert after.keys() == before.keys()
+    assert {name.split("/")[0] for name in before if before[name] != after[name]} >= {"round0", "round1", "ensemble"}
+    assert all(after[name] == before[name] for name in before if name.startswith(("baseline", "data", "detection")))
+    scores = [read_table("guide_scores", results / f"round{r}/tiny/guide/scores/0.parquet") for r in (0, 1)]
+    # A guide of clusters has foreign classes; the models that judge here know the labeled ones alone.
+    assert not any(table["foreign_probability"].sum() for table in scores)
+    assert not scores[0]["embedding"].equals(scores[1]["embedding"])
+    judged = read_table("pseudo_labels", results / "round1/pseudo_labels.parquet")
+    with (results / "unlabeled.csv").open(encoding="utf-8", newline="") as file:
+        listed = [row["selected"] for row in csv.DictReader(file)]
+    assert len(listed) == judged.height and listed.count("yes") == judged["selected"].sum()
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert 'id="rounds"' in page and "Kept clusters" not in page
 
 
 @pytest.fixture(scope="session")

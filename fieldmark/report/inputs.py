@@ -103,7 +103,7 @@ class Material:
     @cached_property
     def rounds(self) -> list[int]:
         """Their numbers."""
-        return list(by_round(self.inputs.clusters))
+        return list(by_round(self.inputs.pseudo_labels))
 
     def pick(self, stage: str, split: str, member: str | None = None, round_: int | None = None) -> dict[str, dict]:
         """The scores at one place, by metric: value, low, high and count."""

@@ -28,6 +28,18 @@ _PACKAGES = (
 )
 
 
+# Rules that run in rounds of clusters alone.
+_OF_CLUSTERS = {
+    "extract_features",
+    "cluster_photos",
+    "filter_clusters",
+    "pretrain_backbone",
+    "train_guide",
+    "recluster_selection",
+    "refine_backbone",
+}
+
+
 @dataclass(frozen=True)
 class StageTime:
     """The jobs of one rule: how many, how long in all, the most memory of one, and the share of all time."""
@@ -83,8 +95,10 @@ def belongs(path: PurePath, config: Mapping[str, Any]) -> bool:
     """
     run, *inner = path.parts
     rounds = 0 if config["track"] == "supervised" else config["rounds"]
-    if run.startswith("round") and int(run.removeprefix("round")) >= rounds:
-        return False
+    if run.startswith("round"):
+        rule = path.parent.name if path.stem.isdigit() else path.stem
+        if int(run.removeprefix("round")) >= rounds or (config["track"] == "self_training" and rule in _OF_CLUSTERS):
+            return False
     if path.stem.isdigit() and int(path.stem) >= config["shards"]:
         return False
     if run == "detection" or len(inner) < 2 or inner[0] == "metadata":

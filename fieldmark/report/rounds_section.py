@@ -39,15 +39,22 @@ class ClusterGroup:
 
 
 @dataclass(frozen=True)
-class RoundSection:
-    """What the template shows of one round."""
+class Clustering:
+    """What the template shows of a round's clusters."""
 
-    number: int
     clusters: int
     groups: list[ClusterGroup]
     reasons: list[tuple[str, int, int]]
     figures: list[Figure]
-    cluster_measures: list[Measure]
+    measures: list[Measure]
+
+
+@dataclass(frozen=True)
+class RoundSection:
+    """What the template shows of one round; in self-training there are no clusters."""
+
+    number: int
+    clustering: Clustering | None
     unlabeled: int
     selected: int
     empty_classes: list[str]
@@ -64,26 +71,42 @@ def round_sections(material: Material) -> list[RoundSection]:
     """
     clusters, judged = by_round(material.inputs.clusters), by_round(material.inputs.kept_clusters)
     pseudo = by_round(material.inputs.pseudo_labels)
-    if not clusters.keys() == judged.keys() == pseudo.keys():
+    expected = pseudo.keys() if material.config["track"] == "semi_supervised" else set()
+    if not clusters.keys() == judged.keys() == expected:
         raise ArtifactError(
             f"expected clusters, kept_clusters and pseudo_labels of the same rounds, found rounds {list(clusters)}, "
             f"{list(judged)} and {list(pseudo)}"
         )
-    return [_round_section(material, number, clusters[number], judged[number], pseudo[number]) for number in clusters]
+    return [
+        _round_section(
+            material,
+            number,
+            _clustering(material, number, clusters[number], judged[number]) if clusters else None,
+            read_table("pseudo_labels", path),
+        )
+        for number, path in pseudo.items()
+    ]
 
 
-def _round_section(material: Material, number: int, clusters: Path, judged: Path, pseudo: Path) -> RoundSection:
+def _clustering(material: Material, number: int, clusters: Path, judged: Path) -> Clustering:
     photos, table = read_table("clusters", clusters), with_fate(read_table("kept_clusters", judged))
-    labels = read_table("pseudo_labels", pseudo)
-    chosen = labels.filter("selected")
-    missing = material.classes.join(chosen, on="class_id", how="anti")["class_id"].to_list()
-    return RoundSection(
-        number=number,
+    return Clustering(
         clusters=table.height,
         groups=_groups(material, photos, table),
         reasons=drop_reasons(table),
         figures=_cluster_figures(table),
-        cluster_measures=_cluster_measures(material, number),
+        measures=_cluster_measures(material, number),
+    )
+
+
+def _round_section(
+    material: Material, number: int, clustering: Clustering | None, labels: pl.DataFrame
+) -> RoundSection:
+    chosen = labels.filter("selected")
+    missing = material.classes.join(chosen, on="class_id", how="anti")["class_id"].to_list()
+    return RoundSection(
+        number=number,
+        clustering=clustering,
         unlabeled=labels.height,
         selected=chosen.height,
         empty_classes=[material.names[class_id] for class_id in missing],

@@ -12,6 +12,9 @@ wildcard_constraints:
 SUPERVISED = config["track"] == "supervised"
 # The supervised track clusters and selects nothing, so it has no rounds.
 ROUNDS = range(0 if SUPERVISED else config["rounds"])
+# In self-training the last model itself is the guide, and no round makes clusters.
+CLUSTERED = config["track"] == "semi_supervised"
+CLUSTER_ROUNDS = ROUNDS if CLUSTERED else range(0)
 SHARDS = range(config["shards"])
 MODELS = list(config["models"])
 MANIFEST = "results/data/manifest.parquet"
@@ -111,13 +114,22 @@ def weights_file(settings):
 def pretrained_weights(wildcards):
     """The file that a job of a model starts from, if it starts from pretrained weights and these are a file."""
     run = wildcards.get("run", f"round{wildcards.get('round')}")
-    first = run == "baseline" or (run == "round0" and config["start"] == "pretrained")
+    first = run == "baseline" or not CLUSTERED or (run == "round0" and config["start"] == "pretrained")
     return weights_file(config["models"][wildcards.model]) if first else []
 
 
 def refined_model(wildcards):
-    """What fine-tuning starts from: the refined model of the round, or pretrained weights for the baseline."""
-    return [] if wildcards.run == "baseline" else f"results/{wildcards.run}/{wildcards.model}/refine/model.safetensors"
+    """What fine-tuning starts from: the refined model of the round; where there is none, from pretrained weights."""
+    if wildcards.run == "baseline" or not CLUSTERED:
+        return []
+    return f"results/{wildcards.run}/{wildcards.model}/refine/model.safetensors"
+
+
+def guide_model(wildcards):
+    """Who judges the unlabeled photos of a round: its guide, or in self-training the last model."""
+    if not CLUSTERED:
+        return previous_model(int(wildcards.round), wildcards.model)
+    return f"results/round{wildcards.round}/{wildcards.model}/guide/model.safetensors"
 
 
 def pseudo_labels_of(wildcards):
@@ -239,7 +251,7 @@ def test_annotations():
 def history_files():
     """The history of every training job of every round, and of supervised fine-tuning."""
     stages = ("pretrain", "guide", "refine")
-    folders = [f"results/round{r}/{model}/{stage}" for r in ROUNDS for model in MODELS for stage in stages]
+    folders = [f"results/round{r}/{model}/{stage}" for r in CLUSTER_ROUNDS for model in MODELS for stage in stages]
     folders += [folder for folder in judged() if Path(folder).name != "probe"]
     return [f"{folder}/history.parquet" for folder in folders]
 

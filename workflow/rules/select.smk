@@ -31,7 +31,7 @@ rule train_guide:
 rule score_photos:
     input:
         shard="results/data/shards/{shard}.parquet",
-        weights="results/round{round}/{model}/guide/model.safetensors",
+        weights=guide_model,
         boxes=boxes_of,
     output:
         "results/round{round}/{model}/guide/scores/{shard}.parquet",

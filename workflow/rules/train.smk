@@ -58,7 +58,7 @@ rule finetune_classifier:
         manifest=MANIFEST,
         classes=CLASSES,
         weights=refined_model,
-        pretrained=lambda wildcards: pretrained_weights(wildcards) if wildcards.run == "baseline" else [],
+        pretrained=lambda wildcards: [] if refined_model(wildcards) else pretrained_weights(wildcards),
         pseudo_labels=pseudo_labels_of,
         boxes=boxes_of,
     output:

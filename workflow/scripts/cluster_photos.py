@@ -13,13 +13,12 @@ import polars as pl
 from fieldmark.artifacts import read_table, write_table
 from fieldmark.clustering import (
     NO_CLASS,
-    ClusteringError,
     allot_clusters,
     class_ids_of,
     cluster_groups,
     combine,
+    learned_photos,
     paths_by_model,
-    photos_of,
     project,
     read_embeddings,
 )
@@ -54,12 +53,7 @@ def cluster_photos(
         iterations: rounds of k-means.
         seed: of all draws.
     """
-    photos = photos_of(read_table("manifest", manifest))
-    if "unlabeled" not in photos["split"]:
-        raise ClusteringError(
-            f"{manifest}: the unlabeled split has no photos, so the rounds have nothing to learn from; add some, or "
-            "set track: supervised, which goes on from the models that are trained by now"
-        )
+    photos = learned_photos(manifest)
     matrices = read_embeddings("features", paths_by_model(features, "features"), photos["image_id"])
     points = combine([project(matrix, pca_dim, whiten=True) for matrix in matrices])
     taxa = known_taxa(photos, coarse_taxa)

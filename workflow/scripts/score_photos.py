@@ -1,4 +1,7 @@
-"""S5, second half: the guide's embedding and probabilities of every labeled and unlabeled photo of a shard."""
+"""S5, second half: the guide's embedding and probabilities of every labeled and unlabeled photo of a shard.
+
+In self-training the guide is the last model that was fine-tuned.
+"""
 
 from fieldmark.stage import start
 

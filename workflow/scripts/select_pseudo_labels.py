@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from fieldmark.artifacts import read_table, write_table
-from fieldmark.clustering import class_ids_of, paths_by_model, photos_of
+from fieldmark.clustering import class_ids_of, learned_photos, paths_by_model
 from fieldmark.evidence import class_positions, propagate_scores, read_scores, weigh_evidence
 from fieldmark.selection import SelectionRules, loss_weights, select_photos
 from fieldmark.taxa import consistent_classes, known_taxa
@@ -41,7 +41,7 @@ def select_pseudo_labels(
         propagation_neighbours: how many similar photos.
         rules: thresholds and quotas.
     """
-    photos = photos_of(read_table("manifest", manifest))
+    photos = learned_photos(manifest)
     class_table = read_table("classes", classes).sort("class_id")
     class_ids = class_table["class_id"].to_numpy().astype(np.int64)
     positions = class_positions(class_ids_of(photos), class_ids, classes)
