@@ -230,7 +230,7 @@ def section(folder: Path) -> str:
     (folder / "accuracy.svg").write_text(chart(table, supervised), encoding="utf-8")
     photos = supervised.hits.shape[1]
     parts = [
-        f"## {folder.name.capitalize()}",
+        f"## {folder.name.replace('_', ' ').capitalize()}",
         f"{photos:,} test photos.",
         f"![Top-1 on test with 95 % intervals; dashed: supervised]({folder.parent.name}/{folder.name}/accuracy.svg)",
         main_table(table),
