@@ -27,7 +27,7 @@ from tests.interruption import Invocation, differences, files_of, half_written
 from tests.project import BEGINNING, CHAIN, DETECTION, END, TINY, Project, fresh_project
 
 CONFIG = "tests/killed.yaml"
-STAGES = (*BEGINNING, *DETECTION, "probe_features", "probe_metadata", *CHAIN, *END)
+STAGES = (*BEGINNING, *DETECTION, "probe_features", "probe_metadata", *CHAIN, "list_unlabeled", *END)
 TRAINING = ("train_detector", "pretrain_backbone", "train_guide", "refine_backbone", "finetune_classifier")
 LONGER = 5  # times the steps of the tiny run, so that training takes long enough to be hit
 KILL_SHARE = 0.75  # of the jobs that begin
