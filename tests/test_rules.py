@@ -12,6 +12,7 @@ from tests.miniatures import make_semi_inat
 from tests.project import (
     ALL,
     BASELINE,
+    END,
     FEATURES,
     ROOT,
     TINY,
@@ -77,6 +78,16 @@ def test_the_full_size_models_have_weights_of_imagenet_1k_alone() -> None:
 
 def test_the_supervised_track_trains_on_labels_alone_and_has_no_rounds(fresh: Project) -> None:
     assert fresh.planned("--config", "track=supervised") == supervised_jobs()
+
+
+def test_the_unlabeled_photos_alone_take_only_the_models_that_select(fresh: Project) -> None:
+    jobs = fresh.planned("--", "results/unlabeled.csv")
+    made = {(job.run, job.recipe) for job in jobs if job.rule == "finetune_classifier"}
+    # What rounds start from; the last round's own model selects nothing.
+    assert made == {("baseline", "layerwise"), ("round0", "layerwise")}
+    rules = {job.rule for job in jobs}
+    assert "list_unlabeled" in rules and not rules & {"predict_photos", "probe_features", *END}
+    assert Job("recluster_selection", "round1") not in jobs
 
 
 def test_self_training_has_rounds_without_clusters(fresh: Project) -> None:
