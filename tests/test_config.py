@@ -250,11 +250,12 @@ def test_the_configurations_in_the_readme_can_be_used() -> None:
 
     blocks = re.findall(r"(?:^    .*\n)+", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     examples = [block for block in blocks if re.match(r"    \w+:( |\n)", block)]
-    assert len(examples) == 2
+    tracks = []
     for example in examples:
         config = copy.deepcopy(DEMO)
         update_config(config, yaml.safe_load(example))
-        resolve(config)
+        tracks.append(resolve(config)["track"])
+    assert tracks == ["semi_supervised", "self_training", "supervised"]
 
 
 def test_what_a_job_may_use_follows_from_the_machine_unless_it_is_said(tmp_path: Path) -> None:
